@@ -1,0 +1,77 @@
+/**
+ * The port of one model call. Everything that can go wrong is a value (`ModelFailure`), never a throw: the loop decides by
+ * `retryable` what to do. Implementations: the AI SDK's providers, the built-in demo model, and models of a user's own.
+ */
+import type { ModelMessage } from "ai";
+
+export type { ModelMessage };
+
+/** What a model may call, in JSON Schema. */
+export interface ToolSpec {
+  name: string;
+  description: string;
+  inputSchema: Record<string, unknown>;
+}
+
+export interface ModelRequest {
+  system?: string;
+  messages: ModelMessage[];
+  tools: ToolSpec[];
+  temperature?: number;
+  maxOutputTokens?: number;
+}
+
+export interface ModelCallOptions {
+  /** Aborting ends the call with a failure of code `aborted` that carries the text so far. */
+  signal: AbortSignal;
+  /** Called for every piece of text as it streams in. Must not throw. */
+  onText?: (delta: string) => void;
+}
+
+/** Tokens as the provider counted them; `input` includes `cached`. */
+export interface Usage {
+  input: number;
+  output: number;
+  cached: number;
+}
+
+export interface ToolCallRequest {
+  id: string;
+  name: string;
+  input: unknown;
+  /** Set when the model named an unknown tool or wrote arguments that are not JSON: what to tell it. */
+  invalid?: string;
+}
+
+export interface ModelReply {
+  ok: true;
+  /** The answer's text, "" when it only calls tools. */
+  text: string;
+  toolCalls: ToolCallRequest[];
+  /** What to append to the conversation: the reply as the provider's adapter wants it back. JSON-serialisable. */
+  messages: ModelMessage[];
+  finishReason: string;
+  usage: Usage;
+  /** Price of this call in nano-USD; null when the model's price is not known. */
+  costNanos: number | null;
+}
+
+export interface ModelFailure {
+  ok: false;
+  code: "auth_failed" | "invalid_input" | "model_error" | "aborted";
+  retryable: boolean;
+  /** The provider's own wish (`Retry-After`), in ms. */
+  retryAfterMs?: number;
+  /** For people. Never contains a key. */
+  message: string;
+  /** Text that had streamed before the failure. */
+  text: string;
+}
+
+export type ModelResult = ModelReply | ModelFailure;
+
+export interface Model {
+  /** `provider/model`. */
+  readonly id: string;
+  call(request: ModelRequest, options: ModelCallOptions): Promise<ModelResult>;
+}

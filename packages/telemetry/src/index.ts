@@ -1,0 +1,1 @@
+export { addSecret, createLogger, type Logger, scrub } from "./logger.ts";
