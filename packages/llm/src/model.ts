@@ -17,6 +17,8 @@ export interface ModelRequest {
   system?: string;
   messages: ModelMessage[];
   tools: ToolSpec[];
+  /** `none`: the tools are named (some providers insist, when the conversation has calls) but must not be called. Default `auto`. */
+  toolChoice?: "auto" | "none";
   temperature?: number;
   maxOutputTokens?: number;
 }
@@ -48,11 +50,14 @@ export interface ModelReply {
   /** The answer's text, "" when it only calls tools. */
   text: string;
   toolCalls: ToolCallRequest[];
-  /** What to append to the conversation: the reply as the provider's adapter wants it back. JSON-serialisable. */
+  /**
+   * What to append to the conversation: the reply as the provider's adapter wants it back, plain JSON. Every tool call in
+   * it, the invalid ones too, needs a result in the message after it. Empty when the model said nothing at all.
+   */
   messages: ModelMessage[];
   finishReason: string;
   usage: Usage;
-  /** Price of this call in nano-USD; null when the model's price is not known. */
+  /** Price of this call in nano-USD; null when the model's price is not known or the provider reports no usage. */
   costNanos: number | null;
 }
 

@@ -23,7 +23,8 @@ export const errorTable = {
     status: 400,
     title: "Loop limit exceeded",
     retryable: false,
-    meaning: "A synchronous call reached `max_iterations` with nothing to show. Raise `max_iterations` or narrow the query.",
+    meaning:
+      "A synchronous call reached `max_iterations` with nothing to show. Raise `max_iterations` or narrow the query.",
   },
   auth_failed: {
     status: 401,
@@ -89,7 +90,8 @@ export const errorTable = {
     status: 503,
     title: "Service unavailable",
     retryable: true,
-    meaning: "The database is away or the process is stopping; `Retry-After` says when to come back. Nothing was accepted.",
+    meaning:
+      "The database is away or the process is stopping; `Retry-After` says when to come back. Nothing was accepted.",
   },
   time_limit: {
     status: null,
@@ -172,7 +174,11 @@ export class DroverError extends Error {
   readonly code: ErrorCode;
   readonly errors: FieldError[] | undefined;
   readonly retryAfterSeconds: number | undefined;
-  constructor(code: ErrorCode, detail: string, more: { errors?: FieldError[]; retryAfterSeconds?: number; cause?: unknown } = {}) {
+  constructor(
+    code: ErrorCode,
+    detail: string,
+    more: { errors?: FieldError[]; retryAfterSeconds?: number; cause?: unknown } = {},
+  ) {
     super(detail, more.cause === undefined ? undefined : { cause: more.cause });
     this.name = "DroverError";
     this.code = code;

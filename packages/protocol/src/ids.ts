@@ -9,7 +9,6 @@ export const idPrefixes = {
   batch: "bat_",
   event: "evt_",
   delivery: "dlv_",
-  message: "msg_",
   approval: "apr_",
   session: "ses_",
   schedule: "sch_",

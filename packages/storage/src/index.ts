@@ -1,1 +1,17 @@
-export {};
+export { type BatcherOptions, createBatcher } from "./batcher.ts";
+export { type Blobs, postgresBlobs } from "./blobs.ts";
+export { type StorageConfig, storageConfig } from "./config.ts";
+export {
+  type DatabaseOptions,
+  type Fault,
+  faultOf,
+  openPool,
+  type Pool,
+  type Queryable,
+  type Transaction,
+  transaction,
+} from "./database.ts";
+export { type EmbeddedPostgres, type EmbeddedPostgresOptions, startEmbeddedPostgres } from "./embedded.ts";
+export { canonicalJson, hashJson, storableJson, storableText } from "./json.ts";
+export { isMigrated, latestMigration, migrate } from "./migrate.ts";
+export { ensurePartitions } from "./partitions.ts";

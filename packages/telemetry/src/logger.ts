@@ -32,7 +32,12 @@ export function scrub(text: string): string {
 export function createLogger(options: { name: string; level?: string; to?: DestinationStream }): Logger {
   const to = options.to ?? destination({ sync: false, minLength: 0 });
   return pino(
-    { name: options.name, level: options.level ?? "info", timestamp: pino.stdTimeFunctions.isoTime, base: { name: options.name, pid: process.pid } },
+    {
+      name: options.name,
+      level: options.level ?? "info",
+      timestamp: pino.stdTimeFunctions.isoTime,
+      base: { name: options.name, pid: process.pid },
+    },
     { write: (line: string) => to.write(scrub(line)) },
   );
 }

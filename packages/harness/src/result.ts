@@ -1,0 +1,65 @@
+/** What a run's log says to the one who asked: the result, the same from the library and over HTTP. */
+import type { StopReason } from "@drover/protocol";
+import type { FinalData, FinalStatus } from "./events.ts";
+import { type RunState, toUsd } from "./fold.ts";
+
+export interface ToolCallSummary {
+  tool_name: string;
+  input: unknown;
+  output: unknown;
+  duration_ms: number;
+  status: "ok" | "error" | "skipped";
+}
+
+export interface RunResult {
+  task_id: string;
+  status: "success" | "partial" | "error";
+  output: string | null;
+  stop_reason: StopReason | null;
+  /** null when a step's price is not known. */
+  cost_usd: number | null;
+  tokens_used: { input: number; output: number; cached: number; total: number };
+  iterations: number;
+  duration_seconds: number;
+  /** Names of the tools called, each once, in the order of their first call. */
+  tools_called: string[];
+  /** Every call that ended, in the order the model made them. */
+  tool_calls: ToolCallSummary[];
+  metadata: Record<string, string>;
+}
+
+const resultStatus = { completed: "success", partial: "partial", failed: "error", cancelled: "error" } as const;
+
+/** Folds a final state into a result. `durationMs` is active time. */
+export function resultOf(
+  state: RunState,
+  final: { status: FinalStatus; data: FinalData },
+  about: { taskId: string; durationMs: number; metadata?: Record<string, string> },
+): RunResult {
+  const calls = state.turns.flatMap((turn) => turn.calls);
+  return {
+    task_id: about.taskId,
+    status: resultStatus[final.status],
+    output: final.data.output,
+    stop_reason: final.data.stop_reason,
+    cost_usd: state.costUnknown ? null : toUsd(state.costNanos),
+    tokens_used: { ...state.usage, total: state.usage.input + state.usage.output },
+    iterations: state.iterations,
+    duration_seconds: about.durationMs / 1000,
+    tools_called: [...new Set(calls.filter((record) => record.result).map((record) => record.call.name))],
+    tool_calls: calls.flatMap(({ call, result }) =>
+      result
+        ? [
+            {
+              tool_name: call.name,
+              input: call.input,
+              output: result.output,
+              duration_ms: result.duration_ms,
+              status: result.status,
+            },
+          ]
+        : [],
+    ),
+    metadata: about.metadata ?? {},
+  };
+}

@@ -1,0 +1,156 @@
+/** What clients submit: one query, or a batch of them. Bounds are here; what depends on configuration is checked by the API. */
+import { z } from "zod";
+import { metadataInput, plainText, timeInput, wireId } from "./fields.ts";
+import { batchStatuses, runStatuses } from "./statuses.ts";
+
+/** Fields of the contract whose feature is not built yet: refused by name. */
+export const plannedFields: Record<string, string> = {
+  session_id: "sessions are not available yet: leave it out, each query starts afresh",
+};
+
+/** Message types of a single query's callback that can occur. `query.waiting` cannot until approvals exist. */
+export const queryMessageTypes = ["query.completed", "query.partial", "query.failed", "query.cancelled"] as const;
+export const messageTypes = [...queryMessageTypes, "batch.completed"] as const;
+export type MessageType = (typeof messageTypes)[number];
+
+const maxBatchItems = 10_000;
+const seconds = z.number().min(0.01).max(604_800);
+
+export const queryText = z.string().min(1).max(100_000);
+
+const eventsOf = <T extends readonly [string, ...string[]]>(types: T) =>
+  z
+    .array(
+      z.enum(types, {
+        error: (issue) =>
+          issue.input === "query.waiting"
+            ? "query.waiting cannot occur yet: no run waits before approvals exist"
+            : `must be one of ${types.join(", ")}`,
+      }),
+    )
+    .min(1)
+    .max(types.length);
+
+const settings = {
+  agent: z
+    .string()
+    .min(1)
+    .max(64)
+    .refine((name) => name !== "auto", "`auto` is not available yet: name an agent")
+    .optional()
+    .describe("which agent runs it (default `default`)")
+    .meta({ default: "default" }),
+  context: z
+    .record(z.string(), z.unknown())
+    .superRefine((value, context) => {
+      if (!isShallow(value, maxContextDepth))
+        context.addIssue({ code: "custom", message: `must not be nested more than ${maxContextDepth} levels deep` });
+    })
+    .optional()
+    .describe("data for the agent, any JSON object"),
+  user_id: plainText(255).min(1).optional().describe("whom the query is for; returned everywhere, filterable"),
+  system_prompt: z.string().min(1).max(100_000).optional().describe("in place of the agent's"),
+  model: z
+    .string()
+    .max(200)
+    .regex(/^[^/\s]+\/\S+$/, "must be provider/model, such as anthropic/claude-sonnet-5")
+    .optional()
+    .describe("`provider/model`, in place of the agent's"),
+  temperature: z.number().min(0).max(2).optional(),
+  max_tokens: z.int().min(1).max(1_000_000).optional().describe("of one model reply"),
+  max_iterations: z.int().min(1).max(50).optional().describe("model turns (default 10, or the agent's)").meta({ default: 10 }),
+  limits: z
+    .strictObject({
+      soft_seconds: seconds
+        .optional()
+        .describe("active time after which the agent wraps up; less than `hard_seconds` (default: the process's, or 5/6 of `hard_seconds`)"),
+      hard_seconds: seconds.optional().describe("active time after which the run is ended"),
+      deadline: timeInput.optional().describe("absolute, counts in the queue too"),
+    })
+    .optional(),
+  max_cost_usd: z.number().positive().max(1_000_000).optional().describe("the run ends when its model calls have cost this much"),
+  priority: z.int().min(0).max(9).optional().describe("9 is the most urgent").meta({ default: 0 }),
+  delay_seconds: z.number().min(0).max(2_592_000).optional().describe("start this much later, up to 30 days").meta({ default: 0 }),
+  retry: z
+    .strictObject({
+      max_attempts: z.int().min(1).max(10).optional().describe("tries of one step").meta({ default: 3 }),
+      backoff_ms: z.int().min(0).max(3_600_000).optional().describe("before the second try; doubles, jittered").meta({ default: 1000 }),
+      max_backoff_ms: z.int().min(0).max(86_400_000).optional().meta({ default: 60_000 }),
+    })
+    .optional(),
+  callback_url: z.string().min(1).max(2048).optional().describe("http(s) URL that gets a signed webhook when the run ends"),
+  metadata: metadataInput.optional(),
+};
+
+const example = { query: "What is 17 * 23?", user_id: "u-42", metadata: { project: "apollo" } };
+
+export const submitBody = z
+  .strictObject({
+    query: queryText.describe("what the agent is to do"),
+    ...settings,
+    events: eventsOf(queryMessageTypes).optional().describe("which ends the callback hears of (default: every one)"),
+  })
+  .meta({ id: "Submit", examples: [example] });
+export type SubmitBody = z.infer<typeof submitBody>;
+
+export const submitWithCallbackBody = submitBody
+  .extend({ callback_url: settings.callback_url.unwrap() })
+  .meta({ id: "SubmitWithCallback", examples: [{ ...example, callback_url: "https://example.com/hooks/drover" }] });
+
+export const submitBatchBody = z
+  .strictObject({
+    queries: z
+      .array(z.union([queryText, submitBody]))
+      .min(1)
+      .max(maxBatchItems)
+      .describe("strings, or bodies of `POST /query`"),
+    ...settings,
+    events: eventsOf(messageTypes)
+      .optional()
+      .describe("what the callback hears of (default: every item's end, and `batch.completed`)"),
+  })
+  .describe("All fields but `queries` are defaults for the items; an item's own field replaces the default as a whole.")
+  .meta({
+    id: "SubmitBatch",
+    examples: [{ queries: ["What is 2 + 2?", { query: "What is 17 * 23?", priority: 5 }], metadata: { project: "apollo" } }],
+  });
+export type SubmitBatchBody = z.infer<typeof submitBatchBody>;
+
+const taskId = wireId("run");
+
+/** Where a query that is not final yet can be followed. */
+export const accepted = z
+  .object({
+    task_id: taskId,
+    status: z.enum(runStatuses),
+    check_url: z.string(),
+    result_url: z.string(),
+    events_url: z.string(),
+  })
+  .meta({
+    id: "Accepted",
+    examples: [
+      {
+        task_id: "run_01936f3e7c5a7d418a3e5b0f9c2d1e4a",
+        status: "queued",
+        check_url: "/query/status/run_01936f3e7c5a7d418a3e5b0f9c2d1e4a",
+        result_url: "/query/result/run_01936f3e7c5a7d418a3e5b0f9c2d1e4a",
+        events_url: "/query/run_01936f3e7c5a7d418a3e5b0f9c2d1e4a/events",
+      },
+    ],
+  });
+export type AcceptedAnswer = z.infer<typeof accepted>;
+
+export const batchAccepted = z
+  .object({ batch_id: wireId("batch"), status: z.enum(batchStatuses), total: z.int(), check_url: z.string() })
+  .meta({ id: "BatchAccepted" });
+
+const maxContextDepth = 100;
+
+/** Whether JSON is nested at most `depth` levels deep: what is deeper overflows the stack of whoever writes it. */
+function isShallow(value: unknown, depth: number): boolean {
+  if (value === null || typeof value !== "object") return true;
+  if (depth === 0) return false;
+  for (const part of Object.values(value)) if (!isShallow(part, depth - 1)) return false;
+  return true;
+}

@@ -1,0 +1,80 @@
+/** BullMQ on Redis or Valkey, single node or Cluster. */
+import { addSecret } from "@drover/telemetry";
+import { Cluster, type ClusterOptions, Redis, type RedisOptions } from "ioredis";
+import { type Backend, type Connected, queueName } from "./backend.ts";
+import { type QueueConfig, redisNodes } from "./config.ts";
+
+export type RedisClient = Redis | Cluster;
+
+/**
+ * `fast`: a command fails within a second when the server is away, and nothing waits in memory.
+ * `patient`: commands wait until the server is back; a connection that dropped without a word is noticed after 15 s.
+ */
+type Temper = "fast" | "patient";
+
+const tempers: Record<Temper, RedisOptions> = {
+  fast: {
+    commandTimeout: 1000,
+    maxRetriesPerRequest: 0,
+    autoResendUnfulfilledCommands: false,
+    enableOfflineQueue: false,
+    socketTimeout: 5000,
+  },
+  patient: { maxRetriesPerRequest: null, socketTimeout: 15_000 },
+};
+
+/** A client for `REDIS_URL` that reconnects by itself, without end. `onError` hears every failed attempt. */
+export function connectRedis(config: QueueConfig, temper: Temper, onError: (error: Error) => void): RedisClient {
+  const { nodes, cluster } = redisNodes(config.REDIS_URL!);
+  for (const node of nodes) addSecret(node.password);
+  const retry = (times: number) => Math.min(50 * 2 ** Math.min(times, 10), 1000);
+  const options: RedisOptions = { ...tempers[temper], connectTimeout: 5000, keepAlive: 10_000 };
+  const [{ username, password, tls }] = nodes;
+  const client = cluster
+    ? new Cluster(
+        nodes.map(({ host, port }) => ({ host, port })),
+        {
+          clusterRetryStrategy: retry,
+          enableOfflineQueue: options.enableOfflineQueue ?? true,
+          redisOptions: { ...options, username, password, tls: tls ? {} : undefined },
+          // Managed Clusters announce addresses, their certificates hold names.
+          ...(tls && { dnsLookup: (address, callback) => callback(null, address) }),
+        } satisfies ClusterOptions,
+      )
+    : // The whole URL, because ioredis knows more parts of it: the database number, `?family=6`.
+      new Redis(config.REDIS_URL!, { ...options, retryStrategy: retry });
+  client.on("error", onError);
+  return client;
+}
+
+export function redisBackend(config: QueueConfig, onError: (error: Error) => void): Backend {
+  const prefix = config.DROVER_QUEUE_PREFIX;
+  const connected = (client: RedisClient): Connected => ({
+    connection: client,
+    prefix,
+    factory: undefined,
+    release: async () => client.disconnect(),
+  });
+  const client = connectRedis(config, "fast", onError);
+  return {
+    name: "redis",
+    producer: connected(client),
+    worker: () => connected(connectRedis(config, "patient", onError)),
+    assertConnected: () => {
+      if (client.status !== "ready") throw new Error(`Redis is away (${client.status})`);
+    },
+    async pending(jobIds) {
+      // Looking for an id in BullMQ's lists costs their length; the job's own hash says whether it is finished.
+      const pipeline = client.pipeline();
+      for (const id of jobIds) pipeline.hmget(`${prefix}:${queueName}:${id}`, "timestamp", "finishedOn");
+      const answers = await pipeline.exec();
+      return (answers ?? []).map(([error, fields]) => {
+        if (error) throw error;
+        const [timestamp, finishedOn] = fields as [string | null, string | null];
+        return timestamp !== null && finishedOn === null;
+      });
+    },
+    // Seconds and numbers: enough for Bull Board to show what went on lately.
+    keep: { completed: { age: 3600, count: 1000 }, failed: { age: 86_400, count: 1000 } },
+  };
+}

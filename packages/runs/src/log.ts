@@ -1,0 +1,196 @@
+/**
+ * The durable log: appends that are fenced and grouped, and reads. An append is one statement for many runs: compare the epoch,
+ * take the next numbers, insert. Nothing resolves before its commit; zero rows changed means this owner has lost the run.
+ */
+import type { LogEvent, NewEvent } from "@drover/harness";
+import { toNanos } from "@drover/harness";
+import { uuidv7 } from "@drover/protocol";
+import { type Blobs, createBatcher, type Pool, type Queryable, storableJson } from "@drover/storage";
+
+/** What this code reads and writes; a worker claims only runs of this version or older. */
+export const logVersion = 1;
+
+/** Content over this goes to the blob store, the event keeps its hash. */
+const inlineBytes = 32_768;
+
+/** Thrown into an owner whose run was taken over, cancelled or settled by another: abort, write nothing. */
+export class LostOwnershipError extends Error {
+  constructor(runId: string) {
+    super(`run ${runId} is no longer owned by this worker`);
+    this.name = "LostOwnershipError";
+  }
+}
+
+export interface AppendOp {
+  runId: string;
+  epoch: number;
+  tenant: string;
+  event: NewEvent;
+}
+
+export interface Appended {
+  seq: number;
+  at: string;
+  /** Somebody asked for the run to be cancelled. */
+  cancelRequested: boolean;
+}
+
+interface EncodedAppend {
+  runId: string;
+  epoch: number;
+  eventId: string;
+  type: string;
+  data: string;
+  event: NewEvent;
+}
+
+export type RunLogWriter = (op: AppendOp) => Promise<Appended>;
+
+/** One batcher for a worker's appends. Repeats through an outage until `signal` aborts. */
+export function createLogWriter(pool: Pool, blobs: Blobs, signal: AbortSignal): RunLogWriter {
+  const enqueue = createBatcher<EncodedAppend, Appended | null>({
+    key: (op) => op.runId,
+    execute: (ops) => appendAll(pool, ops),
+    recover: (ops) => readBack(pool, ops),
+    lanes: 2,
+    signal,
+  });
+  return async ({ runId, epoch, tenant, event }) => {
+    const data = await encodeData(blobs, tenant, event.data);
+    const appended = await enqueue({ runId, epoch, eventId: uuidv7(), type: event.type, data, event });
+    if (!appended) throw new LostOwnershipError(runId);
+    return appended;
+  };
+}
+
+async function appendAll(db: Queryable, ops: EncodedAppend[]): Promise<(Appended | null)[]> {
+  const totals = ops.map((op) => totalsOf(op.event));
+  const { rows } = await db.query<{ event_id: string; seq: number; at: Date; cancel: boolean }>(
+    `WITH input AS (
+       SELECT i.*, row_number() OVER (PARTITION BY id, epoch ORDER BY n)::int AS k
+       FROM unnest($1::uuid[], $2::int[], $3::uuid[], $4::text[], $5::text[], $6::int[], $7::int[], $8::bigint[],
+                   $9::boolean[], $10::bigint[], $11::bigint[], $12::bigint[])
+         WITH ORDINALITY AS i(id, epoch, event_id, type, data, steps, iterations, cost, unknown, tin, tout, tcached, n)),
+     sums AS (
+       SELECT id, epoch, count(*)::int AS n, sum(steps)::int AS steps, sum(iterations)::int AS iterations, sum(cost) AS cost,
+              bool_or(unknown) AS unknown, sum(tin) AS tin, sum(tout) AS tout, sum(tcached) AS tcached
+       FROM input GROUP BY id, epoch ORDER BY id),
+     moved AS (
+       UPDATE runs r SET last_seq = r.last_seq + s.n, steps = r.steps + s.steps, iterations = r.iterations + s.iterations,
+         cost_nanos = r.cost_nanos + s.cost, cost_unknown = r.cost_unknown OR s.unknown,
+         input_tokens = r.input_tokens + s.tin, output_tokens = r.output_tokens + s.tout, cached_tokens = r.cached_tokens + s.tcached,
+         attempt = CASE WHEN s.steps > 0 THEN 1 ELSE r.attempt END, crashes = CASE WHEN s.steps > 0 THEN 0 ELSE r.crashes END
+       FROM sums s WHERE r.id = s.id AND r.epoch = s.epoch AND r.status = 'running'
+       RETURNING r.id, r.epoch, r.last_seq - s.n AS base, r.cancel_requested_at IS NOT NULL AS cancel),
+     logged AS (
+       INSERT INTO run_events (run_id, seq, type, data, event_id)
+       SELECT i.id, m.base + i.k, i.type, i.data::json, i.event_id FROM moved m JOIN input i USING (id, epoch)
+       RETURNING event_id, run_id, seq, at)
+     SELECT l.event_id, l.seq, l.at, m.cancel FROM logged l JOIN moved m ON m.id = l.run_id`,
+    [
+      ops.map((op) => op.runId),
+      ops.map((op) => op.epoch),
+      ops.map((op) => op.eventId),
+      ops.map((op) => op.type),
+      ops.map((op) => op.data),
+      totals.map((t) => t.steps),
+      totals.map((t) => t.iterations),
+      totals.map((t) => t.costNanos),
+      totals.map((t) => t.costUnknown),
+      totals.map((t) => t.input),
+      totals.map((t) => t.output),
+      totals.map((t) => t.cached),
+    ],
+  );
+  const found = new Map(
+    rows.map((row) => [row.event_id, { seq: row.seq, at: row.at.toISOString(), cancelRequested: row.cancel }]),
+  );
+  return ops.map((op) => found.get(op.eventId) ?? null);
+}
+
+/** What of a batch whose answer was lost is committed all the same: found by event id. */
+async function readBack(db: Queryable, ops: EncodedAppend[]): Promise<(Appended | undefined)[]> {
+  const { rows } = await db.query<{ event_id: string; seq: number; at: Date; cancel: boolean }>(
+    `SELECT e.event_id, e.seq, e.at, r.cancel_requested_at IS NOT NULL AS cancel
+     FROM unnest($1::uuid[], $2::uuid[]) AS i(run_id, event_id)
+     JOIN run_events e ON e.run_id = i.run_id AND e.event_id = i.event_id JOIN runs r ON r.id = e.run_id`,
+    [ops.map((op) => op.runId), ops.map((op) => op.eventId)],
+  );
+  const found = new Map(
+    rows.map((row) => [row.event_id, { seq: row.seq, at: row.at.toISOString(), cancelRequested: row.cancel }]),
+  );
+  return ops.map((op) => found.get(op.eventId));
+}
+
+function totalsOf(event: NewEvent) {
+  const none = { steps: 0, iterations: 0, costNanos: 0, costUnknown: false, input: 0, output: 0, cached: 0 };
+  if (event.type === "tool.result") return { ...none, steps: 1 };
+  if (event.type !== "model.call") return none;
+  const { usage, cost_usd, wrap_up } = event.data;
+  return {
+    steps: 1,
+    iterations: wrap_up ? 0 : 1,
+    costNanos: cost_usd === null ? 0 : toNanos(cost_usd),
+    costUnknown: cost_usd === null,
+    ...usage,
+  };
+}
+
+/** An event's data as the log keeps it: JSON as written, or a pointer to it. */
+export async function encodeData(blobs: Blobs, tenant: string, data: unknown): Promise<string> {
+  const { text, changed } = storableJson(data);
+  const marked = changed ? `${text.slice(0, -1)},"sanitized":true}` : text;
+  if (marked.length <= inlineBytes / 4 || Buffer.byteLength(marked) <= inlineBytes) return marked;
+  return JSON.stringify({ $blob: await blobs.put(tenant, marked), bytes: Buffer.byteLength(marked) });
+}
+
+interface EventRow {
+  run_id: string;
+  seq: number;
+  type: string;
+  data: Record<string, unknown>;
+  at: Date;
+}
+
+export interface LogPage {
+  tenant: string;
+  runIds: string[];
+  after?: number;
+  limit?: number;
+}
+
+/** The logs of a tenant's runs, each in order, content over 32 kB fetched back. A run of another tenant has no events. */
+export async function readLogs(db: Queryable, blobs: Blobs, page: LogPage): Promise<Map<string, LogEvent[]>> {
+  const { rows } = await db.query<EventRow>(
+    `SELECT e.run_id, e.seq, e.type, e.data, e.at
+     FROM runs r JOIN run_events e ON e.run_id = r.id AND e.seq > $3
+     WHERE r.id = ANY($1::uuid[]) AND r.tenant = $2 ORDER BY e.run_id, e.seq LIMIT $4`,
+    [page.runIds, page.tenant, page.after ?? 0, page.limit ?? null],
+  );
+  const hashes = [...new Set(rows.flatMap((row) => (typeof row.data.$blob === "string" ? [row.data.$blob] : [])))];
+  const contents = hashes.length > 0 ? await blobs.get(page.tenant, hashes) : undefined;
+  const logs = new Map<string, LogEvent[]>();
+  for (const row of rows) {
+    let data = row.data;
+    if (typeof data.$blob === "string") {
+      const content = contents?.get(data.$blob);
+      if (content === undefined) throw new Error(`the content of event ${row.seq} of run ${row.run_id} is missing`);
+      data = JSON.parse(content);
+    }
+    const event = { seq: row.seq, type: row.type, at: row.at.toISOString(), data } as LogEvent;
+    const log = logs.get(row.run_id);
+    if (log) log.push(event);
+    else logs.set(row.run_id, [event]);
+  }
+  return logs;
+}
+
+/** One run's log after a seq; empty when there is none or it is another tenant's. */
+export async function readLog(
+  db: Queryable,
+  blobs: Blobs,
+  run: { tenant: string; runId: string; after?: number; limit?: number },
+): Promise<LogEvent[]> {
+  const { runId, ...page } = run;
+  return (await readLogs(db, blobs, { ...page, runIds: [runId] })).get(runId) ?? [];
+}

@@ -1,0 +1,424 @@
+/**
+ * Every statement that changes a run's status, and no other file has one. Each is guarded by the status (and by the epoch, for
+ * an owner), appends the event and the message owed in the same statement, and reads the cancel flag in it. Statements over
+ * many runs take their rows in the order of their ids.
+ */
+import type { FinalData } from "@drover/harness";
+import { uuidv7 } from "@drover/protocol";
+import type { Queryable } from "@drover/storage";
+import { logVersion } from "./log.ts";
+import type { Status } from "./state.ts";
+
+const finals = "('completed', 'partial', 'failed', 'cancelled')";
+
+export interface NewRun {
+  id: string;
+  tenant: string;
+  agent: string;
+  userId: string | null;
+  batchId: string | null;
+  batchIndex: number | null;
+  priority: number;
+  tag: number;
+  delayMs: number;
+  softMs: number;
+  hardMs: number;
+  deadline: string | null;
+  callbackUrl: string | null;
+  callbackEvents: string[] | null;
+  metadata: Record<string, string>;
+  /** Encoded data of `run.queued`. */
+  data: string;
+  idempotency: { key: string; bodyHash: Buffer } | null;
+}
+
+/**
+ * nothing -> queued. One statement for many: idempotency keys first, sorted, and only the winners' runs are inserted. Returns the
+ * ids inserted; a missing one lost its key to another submission. A key older than 24 h is taken over.
+ */
+export async function insertRuns(db: Queryable, runs: NewRun[]): Promise<Set<string>> {
+  const { rows } = await db.query<{ id: string }>(
+    `WITH input AS (
+       SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::uuid[], $6::int[], $7::smallint[], $8::bigint[],
+         $9::bigint[], $10::int[], $11::int[], $12::timestamptz[], $13::text[], $14::text[], $15::text[], $16::text[], $17::uuid[],
+         $18::text[], $19::bytea[])
+       AS i(id, tenant, agent, user_id, batch_id, batch_index, priority, tag, delay_ms, soft_ms, hard_ms, deadline, callback_url,
+            callback_events, metadata, data, event_id, key, body_hash)),
+     won AS (
+       INSERT INTO idempotency_keys AS k (tenant, key, body_hash, run_id)
+       SELECT tenant, key, body_hash, id FROM input WHERE key IS NOT NULL ORDER BY tenant, key
+       ON CONFLICT (tenant, key) DO UPDATE
+         SET body_hash = excluded.body_hash, run_id = excluded.run_id, batch_id = NULL, created_at = now()
+         WHERE k.created_at < now() - interval '24 hours'
+       RETURNING run_id),
+     made AS (
+       INSERT INTO runs (id, tenant, agent, user_id, batch_id, batch_index, priority, tag, woken, available_at, soft_ms, hard_ms,
+                         deadline, callback_url, callback_events, metadata, log_version)
+       SELECT id, tenant, agent, user_id, batch_id, batch_index, priority, tag, delay_ms = 0, now() + delay_ms * interval '1 ms',
+              soft_ms, hard_ms, deadline, callback_url, callback_events::text[], metadata::jsonb, ${logVersion}
+       FROM input WHERE key IS NULL OR id IN (SELECT run_id FROM won)
+       RETURNING id),
+     logged AS (
+       INSERT INTO run_events (run_id, seq, type, data, event_id)
+       SELECT id, 1, 'run.queued', data::json, event_id FROM input WHERE id IN (SELECT id FROM made))
+     SELECT id FROM made`,
+    [
+      runs.map((r) => r.id),
+      runs.map((r) => r.tenant),
+      runs.map((r) => r.agent),
+      runs.map((r) => r.userId),
+      runs.map((r) => r.batchId),
+      runs.map((r) => r.batchIndex),
+      runs.map((r) => r.priority),
+      runs.map((r) => r.tag),
+      runs.map((r) => r.delayMs),
+      runs.map((r) => r.softMs),
+      runs.map((r) => r.hardMs),
+      runs.map((r) => r.deadline),
+      runs.map((r) => r.callbackUrl),
+      runs.map((r) => (r.callbackEvents ? `{${r.callbackEvents.join(",")}}` : null)),
+      runs.map((r) => JSON.stringify(r.metadata)),
+      runs.map((r) => r.data),
+      runs.map(() => uuidv7()),
+      runs.map((r) => r.idempotency?.key ?? null),
+      runs.map((r) => r.idempotency?.bodyHash ?? null),
+    ],
+  );
+  return new Set(rows.map((row) => row.id));
+}
+
+/** What a claim tells the new owner. Durations are ms from the claim, by the database's clock. */
+export interface ClaimedRun {
+  id: string;
+  tenant: string;
+  agent: string;
+  epoch: number;
+  attempt: number;
+  priority: number;
+  tag: number;
+  wake: number;
+  lastSeq: number;
+  softInMs: number;
+  hardInMs: number;
+  deadlineInMs: number | null;
+  /** How long it had been due. */
+  waitedMs: number;
+}
+
+interface ClaimRow {
+  id: string;
+  tenant: string;
+  agent: string;
+  epoch: number;
+  attempt: number;
+  priority: number;
+  tag: number;
+  wake: number;
+  last_seq: number;
+  soft_in: number;
+  hard_in: number;
+  deadline_in: number | null;
+  waited: number;
+}
+
+const claimColumns = `r.id, r.tenant, r.agent, r.epoch, r.attempt, r.priority, r.tag, r.wake, r.last_seq,
+  (extract(epoch FROM r.soft_at - r.claimed_at) * 1000)::float8 AS soft_in,
+  (extract(epoch FROM r.hard_at - r.claimed_at) * 1000)::float8 AS hard_in,
+  (extract(epoch FROM r.deadline - r.claimed_at) * 1000)::float8 AS deadline_in,
+  (extract(epoch FROM r.claimed_at - r.available_at) * 1000)::float8 AS waited`;
+
+const claimSet = `status = 'running', worker = me.id, epoch = r.epoch + 1, claimed_at = now(),
+  soft_at = now() + greatest(0, r.soft_ms - r.active_ms) * interval '1 ms',
+  hard_at = now() + greatest(0, r.hard_ms - r.active_ms) * interval '1 ms',
+  started_at = coalesce(r.started_at, now()), last_seq = r.last_seq + 1`;
+
+const claimGuard = `r.status = 'queued' AND r.available_at <= now() AND r.cancel_requested_at IS NULL AND r.log_version <= ${logVersion}`;
+
+const liveWorker = `SELECT id FROM workers WHERE id = $1 AND heartbeat_at > clock_timestamp() - lease_ms * interval '1 ms'`;
+
+const logClaim = `INSERT INTO run_events (run_id, seq, type, data, event_id)
+  SELECT id, last_seq, 'run.started', json_build_object('epoch', epoch, 'attempt', attempt, 'worker', $1::uuid), gen_random_uuid() FROM claimed r`;
+
+/**
+ * queued -> running for those of `ids` that are due; the claimer's live row is required in the same statement. What is missing
+ * from the answer was somebody else's, not due, cancelled, or final: nothing to do.
+ */
+export async function claimRuns(db: Queryable, worker: string, ids: string[]): Promise<ClaimedRun[]> {
+  const { rows } = await db.query<ClaimRow>(
+    `WITH me AS (${liveWorker}),
+     claimed AS (
+       UPDATE runs r SET ${claimSet} FROM me, unnest($2::uuid[]) AS i(id) WHERE r.id = i.id AND ${claimGuard}
+       RETURNING ${claimColumns}),
+     logged AS (${logClaim})
+     SELECT * FROM claimed`,
+    [worker, ids],
+  );
+  return rows.map(claimedRun);
+}
+
+/** queued -> running for the runs next in order that have been due for `overdueMs`: what an idle worker does without BullMQ. */
+export async function claimNext(db: Queryable, worker: string, most: number, overdueMs: number): Promise<ClaimedRun[]> {
+  const { rows } = await db.query<ClaimRow>(
+    `WITH me AS (${liveWorker}),
+     next AS (
+       SELECT r.id FROM runs r WHERE ${claimGuard} AND r.woken AND r.available_at <= now() - $3 * interval '1 ms'
+       ORDER BY r.priority DESC, r.tag, r.id LIMIT $2 FOR UPDATE SKIP LOCKED),
+     claimed AS (
+       UPDATE runs r SET ${claimSet} FROM me, next WHERE r.id = next.id RETURNING ${claimColumns}),
+     logged AS (${logClaim})
+     SELECT * FROM claimed ORDER BY priority DESC, tag, id`,
+    [worker, most, overdueMs],
+  );
+  return rows.map(claimedRun);
+}
+
+/** Those of `ids` this worker holds, read after a claim whose answer was lost. */
+export async function readClaims(db: Queryable, worker: string, ids: string[]): Promise<ClaimedRun[]> {
+  const { rows } = await db.query<ClaimRow>(
+    `SELECT ${claimColumns} FROM runs r WHERE r.id = ANY($2::uuid[]) AND r.worker = $1 AND r.status = 'running'`,
+    [worker, ids],
+  );
+  return rows.map(claimedRun);
+}
+
+function claimedRun(row: ClaimRow): ClaimedRun {
+  const { last_seq, soft_in, hard_in, deadline_in, waited, ...same } = row;
+  return {
+    ...same,
+    lastSeq: last_seq,
+    softInMs: soft_in,
+    hardInMs: hard_in,
+    deadlineInMs: deadline_in,
+    waitedMs: waited,
+  };
+}
+
+/** How an owner lets go of a run. `queued` with a delay is a retry, without one a hand-over. */
+export interface Leaving {
+  runId: string;
+  /** The fence: the owner's epoch. */
+  epoch: number;
+  eventId: string;
+  status: Exclude<Status, "running" | "waiting">;
+  stopReason: string | null;
+  eventType: string;
+  /** Encoded data of the event. */
+  data: string;
+  /** Encoded data of `run.cancelled`, should the cancel flag be set. */
+  cancelledData: string;
+  delayMs: number;
+  /** The attempt clients see from now on; null leaves it. */
+  attempt: number | null;
+}
+
+/** What became of a run that was let go of. */
+export interface Left {
+  runId: string;
+  status: Status;
+  seq: number;
+  batchId: string | null;
+  priority: number;
+  tag: number;
+  wake: number;
+  woken: boolean;
+}
+
+interface LeftRow {
+  id: string;
+  status: Status;
+  last_seq: number;
+  batch_id: string | null;
+  priority: number;
+  tag: number;
+  wake: number;
+  woken: boolean;
+}
+
+const leftColumns = "id, status, last_seq, batch_id, priority, tag, wake, woken";
+
+function left(row: LeftRow): Left {
+  const { id, last_seq, batch_id, ...same } = row;
+  return { ...same, runId: id, seq: last_seq, batchId: batch_id };
+}
+
+/** The status a run gets: what its owner says, unless somebody has asked for its cancel. */
+const leavingStatus = "CASE WHEN r.cancel_requested_at IS NULL THEN i.status ELSE 'cancelled' END";
+
+/**
+ * running -> queued, completed, partial, failed or cancelled: one statement for everything an owner or, for runs past all
+ * limits, the rescuer ends. A final status owes its message in the same commit. A run missing from the answer was not its any more.
+ */
+export async function leaveRuns(db: Queryable, ops: Leaving[], from: "owned" | "unowned" = "owned"): Promise<Left[]> {
+  // The rescuer settles queued runs as well; the epoch it read is its guard against a claim in between.
+  const guard = from === "owned" ? "r.status = 'running'" : "r.status IN ('running', 'queued', 'waiting')";
+  const { rows } = await db.query<LeftRow>(
+    `WITH input AS (
+       SELECT * FROM unnest($1::uuid[], $2::int[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
+         $9::bigint[], $10::int[], $11::uuid[])
+       AS i(id, epoch, event_id, status, stop_reason, type, data, cancelled_data, delay_ms, attempt, message_id)),
+     moved AS (
+       UPDATE runs r SET
+         status = ${leavingStatus},
+         stop_reason = CASE WHEN r.cancel_requested_at IS NULL THEN i.stop_reason END,
+         waiting_for = NULL,
+         worker = NULL,
+         finished_at = CASE WHEN ${leavingStatus} <> 'queued' THEN now() END,
+         available_at = CASE WHEN i.status = 'queued' THEN now() + i.delay_ms * interval '1 ms' ELSE r.available_at END,
+         woken = i.delay_ms = 0,
+         wake = r.wake + CASE WHEN i.status = 'queued' AND i.delay_ms = 0 THEN 1 ELSE 0 END,
+         attempt = coalesce(i.attempt, r.attempt),
+         active_ms = r.active_ms + CASE WHEN r.status = 'running' THEN (extract(epoch FROM now() - r.claimed_at) * 1000)::bigint ELSE 0 END,
+         last_seq = r.last_seq + 1
+       FROM input i WHERE r.id = i.id AND r.epoch = i.epoch AND ${guard}
+       RETURNING r.id, r.tenant, r.status, r.last_seq, r.batch_id, r.priority, r.tag, r.wake, r.woken,
+                 r.status = 'cancelled' AND i.status <> 'cancelled' AS overruled,
+                 i.type, i.data, i.cancelled_data, i.event_id, i.message_id),
+     logged AS (
+       INSERT INTO run_events (run_id, seq, type, data, event_id)
+       SELECT id, last_seq, CASE WHEN overruled THEN 'run.cancelled' ELSE type END,
+              (CASE WHEN overruled THEN cancelled_data ELSE data END)::json, event_id FROM moved),
+     owed AS (
+       INSERT INTO messages (id, tenant, type, run_id)
+       SELECT message_id, tenant, 'query.' || status, id FROM moved WHERE status IN ${finals})
+     SELECT ${leftColumns} FROM moved`,
+    [
+      ops.map((op) => op.runId),
+      ops.map((op) => op.epoch),
+      ops.map((op) => op.eventId),
+      ops.map((op) => op.status),
+      ops.map((op) => op.stopReason),
+      ops.map((op) => op.eventType),
+      ops.map((op) => op.data),
+      ops.map((op) => op.cancelledData),
+      ops.map((op) => op.delayMs),
+      ops.map((op) => op.attempt),
+      ops.map(() => uuidv7()),
+    ],
+  );
+  return rows.map(left);
+}
+
+/** Those of `ops` whose leaving is committed although its answer was lost: found by event id. */
+export async function readLeft(db: Queryable, ops: Leaving[]): Promise<Left[]> {
+  const { rows } = await db.query<LeftRow>(
+    `SELECT ${leftColumns
+      .split(", ")
+      .map((column) => `r.${column}`)
+      .join(", ")}
+     FROM unnest($1::uuid[], $2::uuid[]) AS i(run_id, event_id)
+     JOIN run_events e ON e.run_id = i.run_id AND e.event_id = i.event_id JOIN runs r ON r.id = e.run_id`,
+    [ops.map((op) => op.runId), ops.map((op) => op.eventId)],
+  );
+  return rows.map(left);
+}
+
+export interface CancelAnswer {
+  runId: string;
+  status: Status;
+  cancelRequested: boolean;
+  batchId: string | null;
+}
+
+const nothingLeft: FinalData = { output: null, stop_reason: null, error: null };
+
+/**
+ * queued/waiting -> cancelled; running gets its flag, an event, and its worker is told (NOTIFY `drover_control`). Final runs
+ * answer with what won. Repeating is harmless. Runs of another tenant are not in the answer.
+ */
+export async function cancelRuns(db: Queryable, tenant: string, ids: string[]): Promise<CancelAnswer[]> {
+  const { rows } = await db.query<{ id: string; status: Status; cancel: boolean; batch_id: string | null }>(
+    `WITH target AS (
+       SELECT id, status, cancel_requested_at, batch_id FROM runs WHERE tenant = $1 AND id = ANY($2::uuid[]) ORDER BY id FOR UPDATE),
+     moved AS (
+       UPDATE runs r SET
+         status = CASE WHEN r.status = 'running' THEN 'running' ELSE 'cancelled' END,
+         waiting_for = NULL,
+         cancel_requested_at = now(),
+         finished_at = CASE WHEN r.status = 'running' THEN NULL ELSE now() END,
+         last_seq = r.last_seq + 1
+       FROM target t
+       WHERE r.id = t.id AND (t.status IN ('queued', 'waiting') OR (t.status = 'running' AND t.cancel_requested_at IS NULL))
+       RETURNING r.id, r.tenant, r.status, r.last_seq),
+     logged AS (
+       INSERT INTO run_events (run_id, seq, type, data, event_id)
+       SELECT id, last_seq, CASE status WHEN 'running' THEN 'run.cancel_requested' ELSE 'run.cancelled' END,
+              CASE status WHEN 'running' THEN '{}'::json ELSE $3::json END, gen_random_uuid() FROM moved),
+     owed AS (
+       INSERT INTO messages (id, tenant, type, run_id)
+       SELECT uuidv7_now(), tenant, 'query.cancelled', id FROM moved WHERE status = 'cancelled'),
+     told AS MATERIALIZED (SELECT pg_notify('drover_control', id::text) FROM moved WHERE status = 'running')
+     SELECT t.id, coalesce(m.status, t.status) AS status, t.batch_id, t.status = 'running' AS cancel, (SELECT count(*) FROM told)
+     FROM target t LEFT JOIN moved m USING (id)`,
+    [tenant, ids, JSON.stringify(nothingLeft)],
+  );
+  return rows.map((row) => ({ runId: row.id, status: row.status, cancelRequested: row.cancel, batchId: row.batch_id }));
+}
+
+/**
+ * running -> queued for runs whose worker has no row: it was declared dead. Cancelled and overdue ones are left to
+ * `findOverdue`, which ends them with what they had.
+ */
+export async function takeOver(db: Queryable, most: number): Promise<Left[]> {
+  const { rows } = await db.query<LeftRow>(
+    `WITH lost AS (
+       SELECT r.id, r.worker FROM runs r
+       WHERE r.status = 'running' AND r.cancel_requested_at IS NULL AND r.hard_at > now()
+         AND NOT EXISTS (SELECT FROM workers w WHERE w.id = r.worker)
+       ORDER BY r.id LIMIT $1 FOR UPDATE SKIP LOCKED),
+     moved AS (
+       UPDATE runs r SET status = 'queued', worker = NULL, available_at = now(), woken = true, wake = r.wake + 1,
+         crashes = r.crashes + 1, active_ms = r.active_ms + (extract(epoch FROM now() - r.claimed_at) * 1000)::bigint,
+         last_seq = r.last_seq + 1
+       FROM lost WHERE r.id = lost.id
+       RETURNING r.id, r.status, r.last_seq, r.batch_id, r.priority, r.tag, r.wake, r.woken, lost.worker AS lost_worker),
+     logged AS (
+       INSERT INTO run_events (run_id, seq, type, data, event_id)
+       SELECT id, last_seq, 'run.rescued', json_build_object('worker', lost_worker), gen_random_uuid() FROM moved)
+     SELECT ${leftColumns} FROM moved`,
+    [most],
+  );
+  return rows.map(left);
+}
+
+/** queued and not yet woken -> queued and woken: delays and back-offs whose time has come. Raises `wake`, which names the job. */
+export async function wakeDue(
+  db: Queryable,
+  most: number,
+): Promise<(Left & { tenant: string; neverStarted: boolean })[]> {
+  const { rows } = await db.query<LeftRow & { tenant: string; never_started: boolean }>(
+    `UPDATE runs r SET woken = true, wake = r.wake + 1
+     FROM (SELECT id FROM runs WHERE status = 'queued' AND NOT woken AND available_at <= now()
+           ORDER BY available_at LIMIT $1 FOR UPDATE SKIP LOCKED) due
+     WHERE r.id = due.id
+     RETURNING r.id, r.status, r.last_seq, r.batch_id, r.priority, r.tag, r.wake, r.woken, r.tenant, r.started_at IS NULL AS never_started`,
+    [most],
+  );
+  return rows.map(({ tenant, never_started, ...row }) => ({ ...left(row), tenant, neverStarted: never_started }));
+}
+
+/** Raises `wake` of runs whose wake-up BullMQ has lost, or must get anew under another priority; the guard is the old `wake`. */
+export async function rewake(db: Queryable, runs: { runId: string; wake: number }[]): Promise<Left[]> {
+  const { rows } = await db.query<LeftRow>(
+    `UPDATE runs r SET wake = r.wake + 1 FROM unnest($1::uuid[], $2::int[]) AS i(id, wake)
+     WHERE r.id = i.id AND r.wake = i.wake AND r.status = 'queued' AND r.woken
+     RETURNING r.id, r.status, r.last_seq, r.batch_id, r.priority, r.tag, r.wake, r.woken`,
+    [runs.map((run) => run.runId), runs.map((run) => run.wake)],
+  );
+  return rows.map(left);
+}
+
+/** running -> completed, cancelled -> ... for batches: closed once no child is open, by a guarded statement after the settling commit. */
+export async function closeBatches(db: Queryable, ids: string[] | "all"): Promise<string[]> {
+  const { rows } = await db.query<{ id: string }>(
+    `WITH closed AS (
+       UPDATE batches b SET status = CASE WHEN cancel_requested_at IS NULL THEN 'completed' ELSE 'cancelled' END, finished_at = now()
+       WHERE b.status = 'running' AND ($1::uuid[] IS NULL OR b.id = ANY($1::uuid[]))
+         AND NOT EXISTS (SELECT FROM runs r WHERE r.batch_id = b.id AND r.status IN ('queued', 'running', 'waiting'))
+       RETURNING b.id, b.tenant),
+     owed AS (
+       INSERT INTO messages (id, tenant, type, batch_id) SELECT uuidv7_now(), tenant, 'batch.completed', id FROM closed)
+     SELECT id FROM closed`,
+    [ids === "all" ? null : ids],
+  );
+  return rows.map((row) => row.id);
+}

@@ -1,0 +1,54 @@
+/**
+ * A worker as its own process, for tests that kill it: the real run worker with three tools that call an endpoint of the test. With
+ * KILL_AFTER set it kills itself, by SIGKILL, the moment that many steps of its runs are committed.
+ */
+
+import { defaultAgent, ToolRegistry } from "@drover/harness";
+import { createModels, modelConfig } from "@drover/llm";
+import { loadConfig } from "@drover/protocol";
+import { openQueue, openSignals, queueConfig } from "@drover/queue";
+import { runsConfig, startWorker } from "@drover/runs";
+import { openPool, postgresBlobs, storageConfig } from "@drover/storage";
+import { createLogger } from "@drover/telemetry";
+import { endpointTools } from "./tools.ts";
+
+const config = loadConfig(storageConfig.and(queueConfig).and(modelConfig).and(runsConfig));
+const logger = createLogger({ name: "worker", level: "warn" });
+const url = config.DATABASE_URL!;
+const pool = openPool({ url, logger, max: 5 });
+const queue = await openQueue(config, { logger, postgresUrl: url });
+const signals = await openSignals(config, { logger, directUrl: url });
+const models = createModels(config, { logger });
+const killAfter = Number(process.env.KILL_AFTER ?? Number.POSITIVE_INFINITY);
+let steps = 0;
+
+const worker = await startWorker({
+  pool,
+  directUrl: url,
+  blobs: postgresBlobs(pool),
+  queue,
+  signals,
+  logger,
+  agents: {
+    agent: () => defaultAgent,
+    model: (id) => models.resolve(id ?? models.default),
+    tools: new ToolRegistry(endpointTools(process.env.TOOL_URL!)),
+  },
+  slots: config.WORKER_CONCURRENCY,
+  leaseMs: config.LEASE_SECONDS * 1000,
+  partialEveryMs: config.PARTIAL_EVERY_SECONDS * 1000,
+  workspaces: config.DROVER_WORKSPACES,
+  observer: {
+    logged: (_run, event) => {
+      if (event.type !== "model.call" && event.type !== "tool.result") return;
+      if (++steps === killAfter) process.kill(process.pid, "SIGKILL");
+    },
+  },
+});
+console.log(`ready ${worker.workerId}`);
+process.on("SIGTERM", async () => {
+  await worker.stop(config.SHUTDOWN_GRACE_SECONDS * 1000);
+  await Promise.all([queue.close(), signals.close()]);
+  await pool.end();
+  console.log("stopped");
+});

@@ -1,0 +1,143 @@
+/** The places BullMQ may keep its jobs, each with a real server of its own that the suite may break. */
+import { randomBytes } from "node:crypto";
+import { migrateQueue, type QueueConfig, queueConfig } from "@drover/queue";
+import pg from "pg";
+import { createEmptyDatabase } from "../support/database.ts";
+import { startPostgres } from "../support/postgres.ts";
+import { redisCommand, startRedis } from "../support/redis.ts";
+
+/** A fresh and empty place for one queue. */
+export interface Place {
+  config: QueueConfig;
+  postgresUrl: string;
+  /** The same place, seen through another port. */
+  through(port: number): { config: QueueConfig; postgresUrl: string };
+  /** Deletes what the backend knows of one job. */
+  forget(jobId: string): Promise<void>;
+  /** Takes away the lock of an active job. */
+  unlock(jobId: string): Promise<void>;
+  /** Deletes everything, of everybody. */
+  flush(): Promise<void>;
+  /** What is stored of a job. */
+  stored(jobId: string): Promise<{ data: unknown; returned: unknown; options: Record<string, unknown> }>;
+  /** A URL for `DATABASE_URL`/`REDIS_URL` in a child process. */
+  env: Record<string, string>;
+}
+
+export interface Server {
+  port: number;
+  place(): Promise<Place>;
+  halt(): Promise<void>;
+  restart(): Promise<void>;
+  stop(): Promise<void>;
+}
+
+/** Never reached: the Postgres of a queue on Redis. */
+const noPostgres = "postgres://127.0.0.1:1/none";
+
+async function startRedisServer(cluster: boolean): Promise<Server> {
+  const clusterOfOne = ["--cluster-enabled", "yes", "--cluster-announce-ip", "127.0.0.1"];
+  const durable = ["--appendonly", "yes", "--appendfsync", "always"];
+  const redis = await startRedis({ args: cluster ? [...durable, ...clusterOfOne] : durable });
+  const command = (...args: (string | number)[]) => redisCommand(redis.url, ...args);
+  const clusterReady = async () => {
+    while (!String(await command("CLUSTER", "INFO")).includes("cluster_state:ok"));
+  };
+  if (cluster) {
+    await command("CLUSTER", "ADDSLOTSRANGE", 0, 16_383);
+    await clusterReady();
+  }
+  return {
+    port: redis.port,
+    async place() {
+      const prefix = `{t${randomBytes(4).toString("hex")}}`;
+      const config = (url: string) => queueConfig.parse({ REDIS_URL: url, DROVER_QUEUE_PREFIX: prefix });
+      const url = cluster ? `${redis.url},` : redis.url;
+      const key = (jobId: string) => `${prefix}:runs:${jobId}`;
+      return {
+        config: config(url),
+        postgresUrl: noPostgres,
+        through: (at) => ({ config: config(`redis://127.0.0.1:${at}`), postgresUrl: noPostgres }),
+        async forget(jobId) {
+          await command("DEL", key(jobId));
+          await command("LREM", `${prefix}:runs:wait`, 0, jobId);
+          await command("ZREM", `${prefix}:runs:prioritized`, jobId);
+        },
+        async unlock(jobId) {
+          await command("DEL", `${key(jobId)}:lock`);
+        },
+        async flush() {
+          await command("FLUSHALL");
+        },
+        async stored(jobId) {
+          const read = async (field: string) =>
+            JSON.parse(((await command("HGET", key(jobId), field)) as string) ?? "null");
+          return { data: await read("data"), returned: await read("returnvalue"), options: await read("opts") };
+        },
+        env: { REDIS_URL: url, DROVER_QUEUE_PREFIX: prefix, DATABASE_URL: noPostgres },
+      };
+    },
+    halt: () => redis.kill("SIGTERM"),
+    async restart() {
+      await redis.restart();
+      if (cluster) await clusterReady();
+    },
+    stop: () => redis.stop(),
+  };
+}
+
+async function startPostgresServer(): Promise<Server> {
+  const postgres = await startPostgres();
+  return {
+    port: postgres.port,
+    async place() {
+      const { url } = await createEmptyDatabase({ server: postgres.url });
+      await migrateQueue(url);
+      const config = queueConfig.parse({});
+      const query = async (text: string, values: unknown[] = []) => {
+        const client = new pg.Client({ connectionString: url });
+        await client.connect();
+        try {
+          return await client.query(text, values);
+        } finally {
+          await client.end();
+        }
+      };
+      return {
+        config,
+        postgresUrl: url,
+        through: (port) => {
+          const other = new URL(url);
+          other.port = String(port);
+          return { config, postgresUrl: other.href };
+        },
+        forget: async (jobId) => {
+          await query("DELETE FROM bullmq.job WHERE id = $1", [jobId]);
+        },
+        unlock: async (jobId) => {
+          await query("UPDATE bullmq.job SET lock_token = 'gone', locked_until_ms = 0 WHERE id = $1", [jobId]);
+        },
+        flush: async () => {
+          await query("TRUNCATE bullmq.job CASCADE");
+        },
+        stored: async (jobId) => {
+          const { rows } = await query("SELECT data, return_value, opts FROM bullmq.job WHERE id = $1", [jobId]);
+          return { data: rows[0].data, returned: rows[0].return_value, options: rows[0].opts };
+        },
+        env: { DATABASE_URL: url },
+      };
+    },
+    halt: () => postgres.kill("SIGINT"),
+    restart: () => postgres.restart(),
+    stop: () => postgres.stop(),
+  };
+}
+
+export const backends: { name: string; start(): Promise<Server> }[] = [
+  { name: "Redis", start: () => startRedisServer(false) },
+  { name: "Redis Cluster", start: () => startRedisServer(true) },
+  { name: "Postgres", start: startPostgresServer },
+];
+
+/** Those before which a proxy can stand: a Cluster tells its clients its own address. */
+export const proxiedBackends = backends.filter(({ name }) => name !== "Redis Cluster");

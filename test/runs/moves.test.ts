@@ -1,0 +1,315 @@
+import { uuidv7 } from "@drover/protocol";
+import { readLog } from "@drover/runs";
+import fc from "fast-check";
+import { afterAll, beforeAll, expect, test } from "vitest";
+import { createLogWriter, LostOwnershipError } from "../../packages/runs/src/log.ts";
+import {
+  cancelRuns,
+  claimNext,
+  claimRuns,
+  closeBatches,
+  leaveRuns,
+  readLeft,
+  rewake,
+  takeOver,
+  wakeDue,
+} from "../../packages/runs/src/moves.ts";
+import { createBench, submission } from "./bench.ts";
+
+let bench: Awaited<ReturnType<typeof createBench>>;
+let append: ReturnType<typeof createLogWriter>;
+beforeAll(async () => {
+  bench = await createBench();
+  append = createLogWriter(bench.pool, bench.blobs, new AbortController().signal);
+});
+afterAll(() => bench.close());
+
+const types = async (runId: string) =>
+  (await readLog(bench.pool, bench.blobs, { tenant: "default", runId })).map((event) => event.type);
+const messages = async (runId: string) =>
+  (await bench.pool.query("SELECT type FROM messages WHERE run_id = $1", [runId])).rows.map((row) => row.type);
+const reply = (iteration: number) => ({
+  type: "model.call" as const,
+  data: {
+    iteration,
+    model: "x/y",
+    text: `t${iteration}`,
+    tool_calls: [],
+    finish_reason: "stop",
+    usage: { input: 10, output: 5, cached: 2 },
+    cost_usd: 0.001,
+    duration_ms: 1,
+  },
+});
+
+test("twenty workers race for one run: one claim wins", async () => {
+  const id = await bench.submit();
+  const workers = await Promise.all(Array.from({ length: 20 }, () => bench.addWorker()));
+  const claims = await Promise.all(workers.map((worker) => claimRuns(bench.pool, worker, [id])));
+  expect(claims.flat()).toHaveLength(1);
+  expect(claims.flat()[0]).toMatchObject({ id, epoch: 1, attempt: 1, lastSeq: 2, softInMs: 25_000, hardInMs: 30_000 });
+  expect(await types(id)).toEqual(["run.queued", "run.started"]);
+});
+
+test("a worker without a live row claims nothing, not by id and not by order", async () => {
+  const id = await bench.submit();
+  const silent = await bench.addWorker(1);
+  await bench.pool.query("UPDATE workers SET heartbeat_at = now() - interval '1 minute' WHERE id = $1", [silent]);
+  for (const worker of [silent, uuidv7()]) {
+    expect(await claimRuns(bench.pool, worker, [id])).toEqual([]);
+    expect(await claimNext(bench.pool, worker, 10, 0)).toEqual([]);
+  }
+  expect((await bench.row(id)).status).toBe("queued");
+});
+
+test.each([
+  ["not due yet", "available_at = now() + interval '1 minute'"],
+  ["asked to be cancelled", "cancel_requested_at = now()"],
+  ["of a newer log version", "log_version = 2"],
+])("a run that is %s is not claimed", async (_, change) => {
+  const id = await bench.submit();
+  await bench.pool.query(`UPDATE runs SET ${change} WHERE id = $1`, [id]);
+  const worker = await bench.addWorker();
+  expect(await claimRuns(bench.pool, worker, [id])).toEqual([]);
+  await bench.pool.query("DELETE FROM run_events WHERE run_id = $1", [id]);
+  await bench.pool.query("DELETE FROM runs WHERE id = $1", [id]);
+});
+
+test("appends are gap-free, many at once, and add up in the row; a finished step starts attempts again", async () => {
+  const worker = await bench.addWorker();
+  const id = await bench.submit();
+  await bench.pool.query("UPDATE runs SET attempt = 3, crashes = 2 WHERE id = $1", [id]);
+  const run = await bench.claim(worker, id);
+  const appended = await Promise.all(
+    Array.from({ length: 50 }, (_, index) =>
+      append({ runId: id, epoch: run.epoch, tenant: "default", event: reply(index + 1) }),
+    ),
+  );
+  expect(appended.map((one) => one.seq)).toEqual(Array.from({ length: 50 }, (_, index) => index + 3));
+  expect(await bench.row(id)).toMatchObject({
+    last_seq: 52,
+    steps: 50,
+    iterations: 50,
+    cost_nanos: 50_000_000,
+    input_tokens: 500,
+    output_tokens: 250,
+    cached_tokens: 100,
+    attempt: 1,
+    crashes: 0,
+  });
+});
+
+test("a fenced owner writes nothing: not an event, not an end", async () => {
+  const [first, second] = await Promise.all([bench.addWorker(), bench.addWorker()]);
+  const id = await bench.submit();
+  const old = await bench.claim(first, id);
+  await bench.pool.query("DELETE FROM workers WHERE id = $1", [first]);
+  expect((await takeOver(bench.pool, 100)).map((run) => run.runId)).toContain(id);
+  const fresh = await bench.claim(second, id);
+  expect(fresh.epoch).toBe(2);
+  const before = await types(id);
+  await expect(append({ runId: id, epoch: old.epoch, tenant: "default", event: reply(1) })).rejects.toBeInstanceOf(
+    LostOwnershipError,
+  );
+  expect(await leaveRuns(bench.pool, [await bench.leaving(old)])).toEqual([]);
+  expect(await types(id)).toEqual(before);
+  // The same statement carries the old owner's and the new owner's append: only one counts.
+  const both = await Promise.allSettled([
+    append({ runId: id, epoch: old.epoch, tenant: "default", event: reply(1) }),
+    append({ runId: id, epoch: fresh.epoch, tenant: "default", event: reply(1) }),
+  ]);
+  expect(both.map((result) => result.status)).toEqual(["rejected", "fulfilled"]);
+  expect(await types(id)).toEqual([...before, "model.call"]);
+});
+
+test("taking over raises crashes and epoch only, and adds the time owned", async () => {
+  const worker = await bench.addWorker();
+  const id = await bench.submit();
+  await bench.claim(worker, id);
+  await bench.pool.query("UPDATE runs SET claimed_at = now() - interval '7 seconds' WHERE id = $1", [id]);
+  expect((await takeOver(bench.pool, 100)).map((run) => run.runId)).not.toContain(id);
+  await bench.pool.query("DELETE FROM workers WHERE id = $1", [worker]);
+  expect((await takeOver(bench.pool, 100)).map((run) => run.runId)).toContain(id);
+  const row = await bench.row(id);
+  expect(row).toMatchObject({ status: "queued", crashes: 1, attempt: 1, epoch: 1, wake: 2, woken: true, worker: null });
+  expect(row.active_ms).toBeGreaterThanOrEqual(7000);
+  expect((await types(id)).at(-1)).toBe("run.rescued");
+});
+
+test("the end of a run is one commit: status, last event, message owed, once", async () => {
+  const worker = await bench.addWorker();
+  const id = await bench.submit();
+  const run = await bench.claim(worker, id);
+  const leaving = await bench.leaving(run);
+  const tries = await Promise.all([leaveRuns(bench.pool, [leaving]), leaveRuns(bench.pool, [leaving])]);
+  expect(tries.flat()).toHaveLength(1);
+  expect(await bench.row(id)).toMatchObject({ status: "completed", worker: null, last_seq: 3 });
+  expect(await types(id)).toEqual(["run.queued", "run.started", "run.completed"]);
+  expect(await messages(id)).toEqual(["query.completed"]);
+  expect(await readLeft(bench.pool, [leaving])).toMatchObject([{ runId: id, status: "completed" }]);
+  expect(await readLeft(bench.pool, [await bench.leaving(run)])).toEqual([]);
+});
+
+test("a retry gives the slot back until its time; a hand-over costs no attempt", async () => {
+  const worker = await bench.addWorker();
+  const id = await bench.submit();
+  const run = await bench.claim(worker, id);
+  await leaveRuns(bench.pool, [
+    await bench.leaving(run, { status: "queued", eventType: "run.retrying", delayMs: 60_000, attempt: 2, data: "{}" }),
+  ]);
+  expect(await bench.row(id)).toMatchObject({ status: "queued", attempt: 2, woken: false, wake: 1 });
+  expect(await claimRuns(bench.pool, worker, [id])).toEqual([]);
+  await bench.pool.query("UPDATE runs SET available_at = now() WHERE id = $1", [id]);
+  expect(await wakeDue(bench.pool, 100)).toMatchObject([{ runId: id, wake: 2, neverStarted: false }]);
+  const again = await bench.claim(worker, id);
+  expect(again).toMatchObject({ epoch: 2, attempt: 2 });
+  await leaveRuns(bench.pool, [
+    await bench.leaving(again, { status: "queued", eventType: "run.handed_over", data: "{}" }),
+  ]);
+  expect(await bench.row(id)).toMatchObject({ status: "queued", attempt: 2, woken: true, wake: 3, crashes: 0 });
+});
+
+test("cancel: queued ends at once; running gets the flag, the append's answer tells, and whatever the owner says becomes cancelled", async () => {
+  const worker = await bench.addWorker();
+  const [queued, running] = [await bench.submit(), await bench.submit()];
+  const run = await bench.claim(worker, running);
+  const answers = await cancelRuns(bench.pool, "default", [queued, running]);
+  expect(answers).toEqual(
+    expect.arrayContaining([
+      { runId: queued, status: "cancelled", cancelRequested: false, batchId: null },
+      { runId: running, status: "running", cancelRequested: true, batchId: null },
+    ]),
+  );
+  expect(await messages(queued)).toEqual(["query.cancelled"]);
+  expect(await append({ runId: running, epoch: run.epoch, tenant: "default", event: reply(1) })).toMatchObject({
+    cancelRequested: true,
+  });
+  // A hand-over, a retry, a completion: each becomes cancelled.
+  const [left] = await leaveRuns(bench.pool, [
+    await bench.leaving(run, { status: "queued", eventType: "run.handed_over", data: "{}" }),
+  ]);
+  expect(left).toMatchObject({ status: "cancelled" });
+  expect(await types(running)).toEqual([
+    "run.queued",
+    "run.started",
+    "run.cancel_requested",
+    "model.call",
+    "run.cancelled",
+  ]);
+  const log = await readLog(bench.pool, bench.blobs, { tenant: "default", runId: running });
+  expect(log.at(-1)!.data).toMatchObject({ output: "kept" });
+  // Repeating is harmless and tells what won.
+  expect(await cancelRuns(bench.pool, "default", [running])).toMatchObject([
+    { status: "cancelled", cancelRequested: false },
+  ]);
+  expect(await types(running)).toHaveLength(5);
+});
+
+test("another tenant's cancel finds nothing", async () => {
+  const id = await bench.submit();
+  expect(await cancelRuns(bench.pool, "other", [id])).toEqual([]);
+  expect((await bench.row(id)).status).toBe("queued");
+  await cancelRuns(bench.pool, "default", [id]);
+});
+
+test("a cancelled run is not taken over, it waits for its end", async () => {
+  const worker = await bench.addWorker();
+  const id = await bench.submit();
+  await bench.claim(worker, id);
+  await cancelRuns(bench.pool, "default", [id]);
+  await bench.pool.query("DELETE FROM workers WHERE id = $1", [worker]);
+  expect((await takeOver(bench.pool, 100)).map((run) => run.runId)).not.toContain(id);
+});
+
+test("a batch closes once, when its last item is final, whoever comes last", async () => {
+  const worker = await bench.addWorker();
+  const { id: batchId } = await bench.submitter.submitBatch({
+    tenant: "default",
+    items: Array.from({ length: 8 }, () => submission()),
+    callbackUrl: null,
+    callbackEvents: null,
+    metadata: {},
+  });
+  const { rows } = await bench.pool.query("SELECT id FROM runs WHERE batch_id = $1", [batchId]);
+  const runs = await claimRuns(
+    bench.pool,
+    worker,
+    rows.map((row) => row.id),
+  );
+  expect(runs).toHaveLength(8);
+  expect(await closeBatches(bench.pool, [batchId])).toEqual([]);
+  const closed = await Promise.all(
+    runs.map(async (run) => {
+      await leaveRuns(bench.pool, [await bench.leaving(run)]);
+      return closeBatches(bench.pool, [batchId]);
+    }),
+  );
+  expect(closed.flat()).toEqual([batchId]);
+  const { rows: owed } = await bench.pool.query("SELECT type FROM messages WHERE batch_id = $1", [batchId]);
+  expect(owed).toEqual([{ type: "batch.completed" }]);
+});
+
+test("idle claims take the most urgent class first, then the lowest tag, and only what is overdue", async () => {
+  const worker = await bench.addWorker();
+  await bench.pool.query("UPDATE runs SET status = 'cancelled', finished_at = now() WHERE status = 'queued'");
+  const late = await bench.submit();
+  const urgent = await bench.submit({ priority: 9 });
+  const later = await bench.submit();
+  expect(await claimNext(bench.pool, worker, 10, 60_000)).toEqual([]);
+  const claimed = await claimNext(bench.pool, worker, 2, 0);
+  expect(claimed.map((run) => run.id)).toEqual([urgent, late]);
+  expect((await claimNext(bench.pool, worker, 10, 0)).map((run) => run.id)).toEqual([later]);
+});
+
+test("a lost wake-up is sent again under a new name, once", async () => {
+  const id = await bench.submit();
+  const both = await Promise.all([
+    rewake(bench.pool, [{ runId: id, wake: 1 }]),
+    rewake(bench.pool, [{ runId: id, wake: 1 }]),
+  ]);
+  expect(both.flat()).toMatchObject([{ runId: id, wake: 2 }]);
+  await cancelRuns(bench.pool, "default", [id]);
+});
+
+test("whatever the order of concurrent moves, the log is gap-free, its last event is the status, and a final status stays", async () => {
+  const worker = await bench.addWorker();
+  await fc.assert(
+    fc.asyncProperty(
+      fc.array(fc.constantFrom("append", "complete", "retry", "cancel", "takeover", "claim"), {
+        minLength: 3,
+        maxLength: 8,
+      }),
+      async (actions) => {
+        const id = await bench.submit();
+        const run = await bench.claim(worker, id);
+        await Promise.allSettled(
+          actions.map(async (action) => {
+            if (action === "append") return append({ runId: id, epoch: run.epoch, tenant: "default", event: reply(1) });
+            if (action === "complete") return leaveRuns(bench.pool, [await bench.leaving(run)]);
+            if (action === "retry")
+              return leaveRuns(bench.pool, [
+                await bench.leaving(run, { status: "queued", eventType: "run.retrying", data: "{}", attempt: 2 }),
+              ]);
+            if (action === "cancel") return cancelRuns(bench.pool, "default", [id]);
+            if (action === "claim") return claimRuns(bench.pool, worker, [id]);
+            return takeOver(bench.pool, 10);
+          }),
+        );
+        const row = await bench.row(id);
+        const log = await readLog(bench.pool, bench.blobs, { tenant: "default", runId: id });
+        expect(log.map((event) => event.seq)).toEqual(log.map((_, index) => index + 1));
+        expect(row.last_seq).toBe(log.length);
+        const ends = log.filter((event) => /^run\.(completed|partial|failed|cancelled)$/.test(event.type));
+        if (row.finished_at) {
+          expect(ends).toHaveLength(1);
+          expect(log.at(-1)!.type).toBe(`run.${row.status}`);
+          expect(await messages(id)).toEqual([`query.${row.status}`]);
+        } else {
+          expect(ends).toHaveLength(0);
+          expect(await messages(id)).toEqual([]);
+        }
+      },
+    ),
+    { numRuns: 40 },
+  );
+});

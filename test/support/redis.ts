@@ -1,0 +1,176 @@
+/**
+ * Redis for tests: the shared server of the run (`redisUrl`), and servers of their own for tests that stop, restart or kill
+ * one (`startRedis`). Always a real `redis-server`; where there is none, an error says how to get it.
+ */
+import { type ChildProcess, execFile, spawn } from "node:child_process";
+import { once } from "node:events";
+import { existsSync } from "node:fs";
+import { mkdir, mkdtemp, rm } from "node:fs/promises";
+import { connect } from "node:net";
+import { tmpdir } from "node:os";
+import { delimiter, join } from "node:path";
+import { createInterface } from "node:readline";
+import { promisify } from "node:util";
+import { inject } from "vitest";
+import { freePort } from "./ports.ts";
+
+const run = promisify(execFile);
+
+/** The server all tests of the run share: use your own prefix, and never FLUSHALL it. */
+export function redisUrl(): string {
+  return inject("redisUrl");
+}
+
+export interface TestRedis {
+  url: string;
+  port: number;
+  /** Ends it in good order (its data is kept in `dir` only if `args` ask for persistence) and removes a folder made here. */
+  stop(): Promise<void>;
+  /** Sends the signal; waits for the end when it is one that ends the server. */
+  kill(signal: NodeJS.Signals): Promise<void>;
+  /** Ends it if it runs, and starts it again on the same port and folder. */
+  restart(): Promise<void>;
+}
+
+/**
+ * An own server on 127.0.0.1. `dir` is its working folder (default: a new one), `args` are further command line settings
+ * such as `["--appendonly", "yes"]`; without them nothing is written to disk.
+ */
+export async function startRedis(options: { port?: number; dir?: string; args?: string[] } = {}): Promise<TestRedis> {
+  const program = await findRedisServer();
+  const port = options.port ?? (await freePort());
+  const dir = options.dir ?? (await mkdtemp(join(tmpdir(), "drover-redis-")));
+  await mkdir(dir, { recursive: true });
+
+  let child: ChildProcess;
+  const start = async () => {
+    const args = ["--port", String(port), "--bind", "127.0.0.1", "--dir", dir, "--save", "", "--daemonize", "no"];
+    child = spawn(program, [...args, "--maxmemory-policy", "noeviction", ...(options.args ?? [])], {
+      stdio: ["ignore", "pipe", "pipe"],
+    });
+    const lines: string[] = [];
+    await new Promise<void>((resolve, reject) => {
+      child.once("error", reject);
+      child.once("exit", () => reject(new Error(`redis-server did not start:\n${lines.slice(-10).join("\n")}`)));
+      createInterface({ input: child.stdout! }).on("line", (line) => {
+        if (lines.length < 100) lines.push(line);
+        if (line.includes("Ready to accept connections")) resolve();
+      });
+    });
+    endWithUs.add(child);
+    child.once("exit", () => endWithUs.delete(child));
+  };
+  const running = () => child.exitCode === null && child.signalCode === null;
+  const kill = async (signal: NodeJS.Signals) => {
+    if (!running()) return;
+    // A stopped process takes no other signal than KILL before it goes on.
+    if (signal !== "SIGSTOP" && signal !== "SIGCONT" && signal !== "SIGKILL") child.kill("SIGCONT");
+    const ended = once(child, "exit");
+    child.kill(signal);
+    if (signal !== "SIGSTOP" && signal !== "SIGCONT") await ended;
+  };
+  await start();
+  return {
+    url: `redis://127.0.0.1:${port}`,
+    port,
+    kill,
+    stop: async () => {
+      await kill("SIGTERM");
+      if (!options.dir) await rm(dir, { recursive: true, force: true });
+    },
+    restart: async () => {
+      await kill("SIGTERM");
+      await start();
+    },
+  };
+}
+
+/** Servers a test forgot, or could not stop because it crashed. */
+const endWithUs = new Set<ChildProcess>();
+process.on("exit", () => {
+  for (const child of endWithUs) child.kill("SIGKILL");
+});
+
+async function findRedisServer(): Promise<string> {
+  const onPath = () =>
+    [...(process.env.PATH ?? "").split(delimiter), "/usr/bin", "/usr/local/bin", "/opt/homebrew/bin"]
+      .map((folder) => join(folder, "redis-server"))
+      .find((file) => existsSync(file));
+  const found = onPath();
+  if (found) return found;
+  const hint =
+    'The tests need a real Redis: set REDIS_URL, or install one ("apt-get install redis-server", "brew install redis").';
+  if (process.getuid?.() !== 0 || !existsSync("/etc/debian_version")) throw new Error(hint);
+
+  console.log("No redis-server found: installing it with apt-get, once.");
+  const env = { ...process.env, DEBIAN_FRONTEND: "noninteractive" };
+  const install = () => run("apt-get", ["install", "-y", "--no-install-recommends", "redis-server"], { env });
+  try {
+    // The package lists may be missing or old.
+    await install().catch(() => run("apt-get", ["update"], { env }).then(install));
+  } catch (error) {
+    throw new Error(`${hint}\napt-get could not install it: ${error instanceof Error ? error.message : error}`);
+  }
+  const installed = onPath();
+  if (!installed) throw new Error(hint);
+  return installed;
+}
+
+/** Send one command and get its reply: strings, numbers, null, arrays of these. Rejects on an error reply. */
+export async function redisCommand(url: string, ...args: (string | number)[]): Promise<unknown> {
+  const { hostname, port, username, password } = new URL(url);
+  const commands = password ? [["AUTH", ...(username ? [username] : []), decodeURIComponent(password)], args] : [args];
+  const socket = connect({ port: Number(port || 6379), host: hostname });
+  socket.setEncoding("latin1");
+  try {
+    const encode = (words: (string | number)[]) =>
+      `*${words.length}\r\n${words.map((word) => `$${Buffer.byteLength(String(word))}\r\n${word}\r\n`).join("")}`;
+    socket.write(commands.map(encode).join(""));
+    let received = "";
+    for await (const chunk of socket) {
+      received += chunk;
+      let rest: { value: unknown; next: number } | undefined = { value: undefined, next: 0 };
+      for (let reply = 0; rest && reply < commands.length; reply++) rest = parseReply(received, rest.next);
+      if (!rest) continue;
+      if (rest.value instanceof Error) throw rest.value;
+      return rest.value;
+    }
+    throw new Error("Redis closed the connection");
+  } finally {
+    socket.destroy();
+  }
+}
+
+/** The RESP2 reply that begins at `at`, or undefined when it is not all there. */
+function parseReply(text: string, at: number): { value: unknown; next: number } | undefined {
+  const end = text.indexOf("\r\n", at);
+  if (end < 0) return undefined;
+  const head = text.slice(at + 1, end);
+  let next = end + 2;
+  switch (text[at]) {
+    case "+":
+      return { value: head, next };
+    case "-":
+      return { value: new Error(head), next };
+    case ":":
+      return { value: Number(head), next };
+    case "$": {
+      const length = Number(head);
+      if (length < 0) return { value: null, next };
+      if (text.length < next + length + 2) return undefined;
+      return { value: Buffer.from(text.slice(next, next + length), "latin1").toString(), next: next + length + 2 };
+    }
+    case "*": {
+      const value: unknown[] = [];
+      for (let left = Number(head); left > 0; left--) {
+        const item = parseReply(text, next);
+        if (!item) return undefined;
+        value.push(item.value);
+        next = item.next;
+      }
+      return { value, next };
+    }
+    default:
+      throw new Error(`not a Redis reply: ${text.slice(at, at + 40)}`);
+  }
+}
