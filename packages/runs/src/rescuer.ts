@@ -5,7 +5,7 @@
  */
 import { early, type FinalData, fold, latestText } from "@drover/harness";
 import { uuidv7 } from "@drover/protocol";
-import type { WakeQueue } from "@drover/queue";
+import type { Signals, WakeQueue } from "@drover/queue";
 import { type Blobs, ensurePartitions, faultOf, type Pool } from "@drover/storage";
 import type { Logger } from "@drover/telemetry";
 import { advanceClock, moveBases, queuePriority, readBases, tagEach } from "./fair.ts";
@@ -16,6 +16,7 @@ export interface RescuerOptions {
   pool: Pool;
   blobs: Blobs;
   queue: WakeQueue;
+  signals: Signals;
   logger: Logger;
   leaseMs: number;
   /** No slot is free: nobody here claims from Postgres, so lost wake-ups must be looked for. */
@@ -241,7 +242,9 @@ async function endOverdue(options: RescuerOptions): Promise<void> {
       attempt: null,
     };
     const ended = await leaveRuns(pool, [leaving], "unowned");
-    if (ended.length > 0 && run.batch_id) batches.add(run.batch_id);
+    if (ended.length === 0) continue;
+    options.signals.news(run.id);
+    if (run.batch_id) batches.add(run.batch_id);
   }
   if (batches.size > 0) await closeBatches(pool, [...batches]);
   if (rows.length > 0) options.onSettled?.();

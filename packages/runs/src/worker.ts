@@ -189,6 +189,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunWorker> {
     pool,
     blobs: options.blobs,
     queue,
+    signals: options.signals,
     logger,
     leaseMs: options.leaseMs,
     isFull: () => free() <= 0,
