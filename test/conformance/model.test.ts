@@ -322,6 +322,13 @@ describe.each(wires)("$id over the wire", ({ wire, id, key }) => {
     expect(deltas.join("")).toBe("One two ");
   });
 
+  it("hangs up on a provider that stays on the line after an error event", async () => {
+    const errorAfter = { chunks: 1, type: "overloaded_error", message: "Overloaded", code: 503, stay: true };
+    server.script([{ text: ["One ", "two."], errorAfter }]);
+    expect(failure((await ask(modelOf(id), "hello")).result)).toMatchObject({ code: "model_error", text: "One " });
+    expect(await server.calls[0]!.closed).toBe(true);
+  });
+
   it("takes an error event before any text for what it says", async () => {
     const text = ["One."];
     server.script([{ text, errorAfter: { chunks: 0, type: "overloaded_error", message: "Overloaded", code: 503 } }]);

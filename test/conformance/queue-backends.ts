@@ -4,7 +4,7 @@ import { migrateQueue, type QueueConfig, queueConfig } from "@drover/queue";
 import pg from "pg";
 import { createEmptyDatabase } from "../support/database.ts";
 import { startPostgres } from "../support/postgres.ts";
-import { redisCommand, startRedis } from "../support/redis.ts";
+import { redisCommand, redisListen, startRedis } from "../support/redis.ts";
 
 /** A fresh and empty place for one queue. */
 export interface Place {
@@ -20,8 +20,15 @@ export interface Place {
   flush(): Promise<void>;
   /** What is stored of a job. */
   stored(jobId: string): Promise<{ data: unknown; returned: unknown; options: Record<string, unknown> }>;
+  /** Hears all that signals send, raw. */
+  tap(): Promise<Tap>;
   /** A URL for `DATABASE_URL`/`REDIS_URL` in a child process. */
   env: Record<string, string>;
+}
+
+export interface Tap {
+  readonly messages: { channel: string; text: string }[];
+  close(): Promise<void>;
 }
 
 export interface Server {
@@ -74,6 +81,13 @@ async function startRedisServer(cluster: boolean): Promise<Server> {
             JSON.parse(((await command("HGET", key(jobId), field)) as string) ?? "null");
           return { data: await read("data"), returned: await read("returnvalue"), options: await read("opts") };
         },
+        async tap() {
+          const messages: Tap["messages"] = [];
+          const listener = await redisListen(redis.url, `${prefix}:signals:*`, (channel, text) => {
+            messages.push({ channel: channel.split(":").at(-1)!, text });
+          });
+          return { messages, close: async () => listener.close() };
+        },
         env: { REDIS_URL: url, DROVER_QUEUE_PREFIX: prefix, DATABASE_URL: noPostgres },
       };
     },
@@ -123,6 +137,17 @@ async function startPostgresServer(): Promise<Server> {
         stored: async (jobId) => {
           const { rows } = await query("SELECT data, return_value, opts FROM bullmq.job WHERE id = $1", [jobId]);
           return { data: rows[0].data, returned: rows[0].return_value, options: rows[0].opts };
+        },
+        async tap() {
+          const messages: Tap["messages"] = [];
+          const client = new pg.Client({ connectionString: url });
+          client.on("error", () => {});
+          client.on("notification", ({ channel, payload = "" }) => {
+            messages.push({ channel: channel.replace("drover_", ""), text: payload });
+          });
+          await client.connect();
+          for (const channel of ["live", "interest", "bells"]) await client.query(`LISTEN drover_${channel}`);
+          return { messages, close: () => client.end() };
         },
         env: { DATABASE_URL: url },
       };

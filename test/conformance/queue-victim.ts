@@ -1,4 +1,4 @@
-/** A worker process that takes one wake-up and never ends it, until it is killed. For `queue.test.ts`. */
+/** A worker process that takes one wake-up and never ends it, until it is killed. For `queue-outage.test.ts`. */
 import { openQueue, queueConfig } from "@drover/queue";
 import { createLogger } from "@drover/telemetry";
 

@@ -1,97 +1,11 @@
 /** One suite for every backend of the wake queue. What holds here is all that the rest of Drover may expect of it. */
-import { randomUUID } from "node:crypto";
-import {
-  type ConsumeOptions,
-  lowestPriority,
-  migrateQueue,
-  openQueue,
-  QueueAwayError,
-  queueConfig,
-  type WakeQueue,
-  type WakeUp,
-} from "@drover/queue";
-import { createLogger } from "@drover/telemetry";
-import { afterAll, afterEach, beforeAll, describe, expect, onTestFinished, test } from "vitest";
-import { createEmptyDatabase } from "../support/database.ts";
-import { freePort } from "../support/ports.ts";
-import { spawnNode } from "../support/process.ts";
-import { startProxy } from "../support/proxy.ts";
-import { startRedis } from "../support/redis.ts";
-import { backends, type Place, proxiedBackends, type Server } from "./queue-backends.ts";
-
-const logger = createLogger({ name: "test", level: process.env.DROVER_TEST_LOG ?? "silent" });
-/** Soon enough for a test, long enough for a busy machine. */
-const quick = { lockDurationMs: 2000, stalledIntervalMs: 500 };
-const patience = { timeout: 25_000, interval: 50 };
-
-const run = (priority = 0, wake = 1): WakeUp => ({ runId: randomUUID(), wake, priority });
-const id = (item: WakeUp) => `run-${item.runId}-${item.wake}`;
-
-/** Asks until there is an answer: the backend may be away for a while. */
-const answers = (ask: () => Promise<unknown>) =>
-  expect
-    .poll(
-      () =>
-        ask().then(
-          () => true,
-          () => false,
-        ),
-      patience,
-    )
-    .toBe(true);
-
-function gate() {
-  let open = () => {};
-  const opened = new Promise<void>((resolve) => {
-    open = resolve;
-  });
-  return { open, opened };
-}
-
-/** A handler that notes what it is called with. */
-function recorder(answer: ConsumeOptions["handle"] = async () => "done") {
-  const seen: string[] = [];
-  const handle: ConsumeOptions["handle"] = (runId) => {
-    seen.push(runId);
-    return answer(runId);
-  };
-  /** Resolves when every one of `items` was handled at least once. */
-  const all = (items: WakeUp[]) =>
-    expect.poll(() => items.filter((item) => !seen.includes(item.runId)).length, patience).toBe(0);
-  return { seen, handle, all };
-}
-
-/** One server for a group of tests, and queues on it that are closed after each test. */
-function useServer(start: () => Promise<Server>) {
-  let server: Server;
-  const open: WakeQueue[] = [];
-  beforeAll(async () => {
-    server = await start();
-  });
-  afterEach(async () => {
-    await Promise.all(open.splice(0).map((queue) => queue.close()));
-  });
-  afterAll(() => server.stop());
-
-  async function openAt(place: Pick<Place, "config" | "postgresUrl">): Promise<WakeQueue> {
-    const queue = await openQueue(place.config, { logger, postgresUrl: place.postgresUrl });
-    open.push(queue);
-    // On Redis it is open before it is connected.
-    await answers(() => queue.depth());
-    return queue;
-  }
-  return {
-    server: () => server,
-    openAt,
-    async fresh(): Promise<{ place: Place; queue: WakeQueue }> {
-      const place = await server.place();
-      return { place, queue: await openAt(place) };
-    },
-  };
-}
+import { lowestPriority } from "@drover/queue";
+import { describe, expect, test } from "vitest";
+import { backends } from "./queue-backends.ts";
+import { gate, id, patience, quick, recorder, run, useServer } from "./queue-suite.ts";
 
 describe.each(backends)("wake queue on $name", ({ name, start }) => {
-  const { server, openAt, fresh } = useServer(start);
+  const { openAt, fresh } = useServer(start);
 
   test("serves by priority, and in order of arrival within one", async () => {
     const { queue } = await fresh();
@@ -247,18 +161,6 @@ describe.each(backends)("wake queue on $name", ({ name, start }) => {
     expect(calls).toBe(3);
   });
 
-  test("hands out the job of a worker that was killed", async () => {
-    const { place, queue } = await fresh();
-    const item = run();
-    await queue.wake([item]);
-    const victim = spawnNode(new URL("./queue-victim.ts", import.meta.url), { env: place.env });
-    await victim.waitForLine(`took ${item.runId}`);
-    await victim.kill("SIGKILL");
-    const { handle, all } = recorder();
-    queue.consume({ concurrency: 1, handle, ...quick });
-    await all([item]);
-  });
-
   test("handles 10,000 wake-ups, each exactly once, with two workers", { timeout: 120_000 }, async () => {
     const { place, queue } = await fresh();
     const other = await openAt(place);
@@ -271,61 +173,6 @@ describe.each(backends)("wake queue on $name", ({ name, start }) => {
     await expect.poll(() => queue.depth(), patience).toMatchObject({ waiting: 0, active: 0 });
     expect(seen.length).toBe(10_000);
     expect(new Set(seen)).toEqual(new Set(items.map((item) => item.runId)));
-  });
-
-  test("comes back by itself after a restart of the server, with everything that waited", {
-    timeout: 90_000,
-  }, async () => {
-    const { queue } = await fresh();
-    const items = Array.from({ length: 500 }, () => run(1));
-    await queue.wake(items);
-    const { open: goOn, opened } = gate();
-    const { seen, handle, all } = recorder(async () => {
-      if (seen.length > 100) await opened;
-      return "done";
-    });
-    queue.consume({ concurrency: 10, handle, ...quick });
-    await expect.poll(() => seen.length, patience).toBeGreaterThan(100);
-    await server().restart();
-    goOn();
-    await all(items);
-    await expect.poll(() => queue.depth().catch(() => undefined), patience).toMatchObject({ waiting: 0, active: 0 });
-
-    const later = run();
-    await answers(() => queue.wake([later]));
-    await all([later]);
-  });
-
-  test("comes back by itself when the server was away while it idled", { timeout: 90_000 }, async () => {
-    const { queue } = await fresh();
-    const { handle, all } = recorder();
-    queue.consume({ concurrency: 2, handle });
-    const before = run();
-    await queue.wake([before]);
-    await all([before]);
-    await server().halt();
-    await expect(queue.depth()).rejects.toBeInstanceOf(QueueAwayError);
-    await server().restart();
-    const after = run();
-    await answers(() => queue.wake([after]));
-    await all([after]);
-  });
-
-  test("fails a wake-up fast while the server is down, and keeps nothing of it", async () => {
-    const { queue } = await fresh();
-    const { seen, handle, all } = recorder();
-    queue.consume({ concurrency: 1, handle });
-    await server().halt();
-    const lost = Array.from({ length: 50 }, () => run());
-    // Each on its own, and all would take 50 s, if one waited for another's second.
-    for (const item of lost) await expect(queue.wake([item])).rejects.toBeInstanceOf(QueueAwayError);
-    await expect(queue.known(lost)).rejects.toBeInstanceOf(QueueAwayError);
-    expect(queue.counters.wakesLost).toBe(50);
-    await server().restart();
-    const after = run();
-    await answers(() => queue.wake([after]));
-    await all([after]);
-    expect(seen).toEqual([after.runId]);
   });
 
   test("shows a failed run as failed, and a handler that throws too", async () => {
@@ -371,25 +218,6 @@ describe.each(backends)("wake queue on $name", ({ name, start }) => {
     expect(returned).toBe(3);
     expect(seen).toHaveLength(3);
     await expect.poll(() => queue.depth(), patience).toMatchObject({ waiting: 17, active: 0, completed: 3 });
-  });
-
-  test("closes while the server is away", async () => {
-    const { queue } = await fresh();
-    const { open: finish, opened } = gate();
-    const { handle, all } = recorder(async () => {
-      await opened;
-      return "done";
-    });
-    const item = run();
-    queue.consume({ concurrency: 2, handle });
-    await queue.wake([item]);
-    await all([item]);
-    await server().halt();
-    const closing = queue.close();
-    finish();
-    await closing;
-    await expect(queue.wake([item])).rejects.toBeInstanceOf(QueueAwayError);
-    await server().restart();
   });
 
   test("pauses for everybody and resumes", async () => {
@@ -496,85 +324,5 @@ describe.each(backends)("wake queue on $name", ({ name, start }) => {
     expect(await queue.isPaused()).toBe(true);
     await board.resume();
     expect(await queue.isPaused()).toBe(false);
-  });
-});
-
-describe.each(proxiedBackends)("wake queue on $name over a bad network", ({ start }) => {
-  const at = useServer(start);
-
-  test("fails a wake-up fast when the network swallows it, and recovers", async () => {
-    const place = await at.server().place();
-    const proxy = await startProxy(at.server().port);
-    onTestFinished(() => proxy.close());
-    const queue = await at.openAt(place.through(proxy.port));
-    await queue.wake([run()]);
-    proxy.blackhole(true);
-    await expect(queue.wake([run()])).rejects.toBeInstanceOf(QueueAwayError);
-    await expect(queue.known([run()])).rejects.toBeInstanceOf(QueueAwayError);
-    proxy.blackhole(false);
-    await answers(() => queue.wake([run()]));
-    proxy.cut();
-    await answers(() => queue.wake([run()]));
-  });
-
-  test("notices a connection that was dropped without a word", { timeout: 90_000 }, async () => {
-    const place = await at.server().place();
-    const proxy = await startProxy(at.server().port);
-    onTestFinished(() => proxy.close());
-    const near = await at.openAt(place);
-    const far = await at.openAt(place.through(proxy.port));
-    const { handle, all } = recorder();
-    far.consume({ concurrency: 1, handle });
-    const before = run();
-    await near.wake([before]);
-    await all([before]);
-    proxy.forget();
-    const after = run();
-    await near.wake([after]);
-    await expect.poll(() => recorderHas(after), { timeout: 60_000, interval: 200 }).toBe(true);
-    async function recorderHas(item: WakeUp): Promise<boolean> {
-      return (await near.known([item])).size === 0;
-    }
-  });
-});
-
-describe("starting", () => {
-  test("on Redis that is away: the queue opens, and its consumer begins when Redis comes", async () => {
-    const port = await freePort();
-    const config = queueConfig.parse({ REDIS_URL: `redis://127.0.0.1:${port}` });
-    const queue = await openQueue(config, { logger, postgresUrl: "postgres://127.0.0.1:1/none" });
-    onTestFinished(() => queue.close());
-    const { handle, all } = recorder();
-    queue.consume({ concurrency: 1, handle });
-    await expect(queue.wake([run()])).rejects.toBeInstanceOf(QueueAwayError);
-    const redis = await startRedis({ port });
-    onTestFinished(() => redis.stop());
-    const item = run();
-    await answers(() => queue.wake([item]));
-    await all([item]);
-  });
-
-  test("closes before Redis ever came", async () => {
-    const config = queueConfig.parse({ REDIS_URL: `redis://127.0.0.1:${await freePort()}` });
-    const queue = await openQueue(config, { logger, postgresUrl: "postgres://127.0.0.1:1/none" });
-    queue.consume({ concurrency: 1, handle: async () => "done" });
-    await queue.close();
-  });
-
-  test("on Postgres: needs its tables, which many may make at once", async () => {
-    const { url, drop } = await createEmptyDatabase();
-    onTestFinished(drop);
-    const config = queueConfig.parse({});
-    await expect(openQueue(config, { logger, postgresUrl: url })).rejects.toThrow(/not initialized/);
-    await Promise.all(Array.from({ length: 5 }, () => migrateQueue(url)));
-    await migrateQueue(url);
-    const queue = await openQueue(config, { logger, postgresUrl: url });
-    expect(await queue.depth()).toMatchObject({ waiting: 0 });
-    await queue.close();
-  });
-
-  test("on Postgres that is away: says so", async () => {
-    const postgresUrl = `postgres://127.0.0.1:${await freePort()}/none`;
-    await expect(openQueue(queueConfig.parse({}), { logger, postgresUrl })).rejects.toThrow();
   });
 });

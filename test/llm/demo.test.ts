@@ -132,6 +132,21 @@ describe("how it goes on", () => {
     expect((await call({ messages: wrapUp, toolChoice: "none" })).text).toContain("1 + 1: not done");
   });
 
+  it("answers the query, not the request to come to an end, when it was cut off", async () => {
+    const query = user("read a.txt then wait 5 s");
+    const first = await call({ messages: [query] });
+    const outputs = results({ [first.toolCalls[0]!.id]: text("hello") });
+    const cut: ModelMessage = { role: "assistant", content: "I will" };
+    const end = user("The time is over. Say what is missing.");
+    const { text: answer, toolCalls } = await call({
+      messages: [query, ...first.messages, outputs, cut, end],
+      toolChoice: "none",
+    });
+    expect(toolCalls).toEqual([]);
+    expect(answer).toContain("read a.txt: hello");
+    expect(answer).toContain("wait 5 s: not done");
+  });
+
   it("takes each question of a session by itself, with ids of its own", async () => {
     const first = await call({ messages: [user("what is 1 + 1?")] });
     const answered = [

@@ -1,1 +1,139 @@
-export {};
+/**
+ * A worker process, composed: database, queue, signals, models, tools, the run worker, webhook delivery, and its own small port for
+ * health and metrics. `main.ts` runs it; tests and the supervisor start it as a process.
+ */
+import { resolve } from "node:path";
+import { createDelivery, deliveryConfig } from "@drover/delivery";
+import { createEgress, egressConfig } from "@drover/egress";
+import { type LoadedConfig, loadConfigFile, ToolRegistry } from "@drover/harness";
+import { createModels, modelConfig } from "@drover/llm";
+import { loadConfig } from "@drover/protocol";
+import { openQueue, openSignals, queueConfig } from "@drover/queue";
+import { runsConfig, startWorker } from "@drover/runs";
+import { isMigrated, openPool, postgresBlobs, storageConfig } from "@drover/storage";
+import { addSecret, createLogger, type Logger, metrics } from "@drover/telemetry";
+import { builtinTools } from "@drover/tools";
+import { workerConfig } from "./config.ts";
+import { runMetrics } from "./observe.ts";
+import { startPort } from "./port.ts";
+
+export interface WorkerProcess {
+  /** Where health and metrics are, when `WORKER_PORT` is set. */
+  url: string | null;
+  /** Hands runs over and closes everything; see `RunWorker.stop`. */
+  stop(): Promise<void>;
+}
+
+/** Everything a worker process reads from its environment. */
+export const workerProcessConfig = storageConfig
+  .and(queueConfig)
+  .and(modelConfig)
+  .and(runsConfig)
+  .and(egressConfig)
+  .and(deliveryConfig)
+  .and(workerConfig);
+
+/** Starts a worker from its environment. Throws `ConfigurationError` or `ConfigError` naming everything that is wrong, before anything runs. */
+export async function startWorkerProcess(env: Record<string, string | undefined>): Promise<WorkerProcess> {
+  const config = loadConfig(workerProcessConfig, env);
+  if (!config.DATABASE_URL)
+    throw new Error("DATABASE_URL is not set; a worker needs Postgres (`drover dev` brings its own)");
+  const directUrl = config.DATABASE_DIRECT_URL ?? config.DATABASE_URL;
+  for (const secret of [new URL(config.DATABASE_URL).password, config.METRICS_TOKEN]) addSecret(secret);
+  const logger = createLogger({ name: "worker", level: config.LOG_LEVEL });
+  const egress = createEgress({ allow: config.DROVER_EGRESS_ALLOW });
+  const builtins = builtinTools({ egress });
+  const file = await loadConfigFile(config.DROVER_CONFIG, builtins);
+  const models = createModels(config, { ...file.models, models: file.models?.custom, logger });
+  const agents = agentSource(file, models, new ToolRegistry([...builtins, ...(file.tools ?? [])]), logger);
+
+  const pool = openPool({
+    url: config.DATABASE_URL,
+    logger,
+    max: config.DATABASE_POOL_SIZE,
+    applicationName: "drover-worker",
+  });
+  if (!(await isMigrated(pool))) {
+    await pool.end();
+    throw new Error("the database is not at this version's schema; run `drover migrate` first");
+  }
+  const queue = await openQueue(config, { logger, postgresUrl: directUrl });
+  const signals = await openSignals(config, { logger, directUrl });
+  const blobs = postgresBlobs(pool);
+  const delivery = createDelivery({
+    pool,
+    blobs,
+    egress,
+    logger,
+    concurrency: config.DELIVERY_CONCURRENCY,
+    perDestination: config.DELIVERY_PER_DESTINATION,
+    onRing: (nudge) => signals.onRing("delivery", nudge),
+    metrics: {
+      delivered(ms, result) {
+        metrics.deliveryAttempts.inc({ result });
+        metrics.deliveryDuration.observe(ms / 1000);
+      },
+    },
+  });
+  const worker = await startWorker({
+    pool,
+    directUrl,
+    blobs,
+    queue,
+    signals,
+    logger,
+    agents,
+    slots: config.WORKER_CONCURRENCY,
+    leaseMs: config.LEASE_SECONDS * 1000,
+    partialEveryMs: config.PARTIAL_EVERY_SECONDS * 1000,
+    workspaces: resolve(config.DROVER_WORKSPACES),
+    observer: runMetrics(),
+    onSettled: () => delivery.nudge(),
+  });
+  delivery.start();
+  const port =
+    config.WORKER_PORT === undefined
+      ? null
+      : await startPort({
+          port: config.WORKER_PORT,
+          host: config.WORKER_HOST,
+          metricsToken: config.METRICS_TOKEN,
+          worker,
+          queue,
+          logger,
+        });
+  logger.info(
+    { worker: worker.workerId, slots: worker.slots, backend: queue.backend, model: models.default },
+    "worker ready",
+  );
+
+  let stopped: Promise<void> | undefined;
+  return {
+    url: port?.url ?? null,
+    stop() {
+      stopped ??= (async () => {
+        await worker.stop(config.SHUTDOWN_GRACE_SECONDS * 1000);
+        await delivery.close();
+        await Promise.all([queue.close(), signals.close(), egress.close(), port?.close()]);
+        await pool.end();
+        logger.info("worker stopped");
+      })();
+      return stopped;
+    },
+  };
+}
+
+function agentSource(file: LoadedConfig, models: ReturnType<typeof createModels>, tools: ToolRegistry, logger: Logger) {
+  for (const [name, agent] of Object.entries(file.agents)) {
+    try {
+      models.resolve(agent.model ?? models.default);
+    } catch (error) {
+      logger.warn({ agent: name }, `this agent's runs will fail: ${(error as Error).message}`);
+    }
+  }
+  return {
+    agent: (name: string) => file.agents[name],
+    model: (id: string | undefined) => models.resolve(id ?? models.default),
+    tools,
+  };
+}

@@ -4,7 +4,7 @@ const httpUrl = z.url({ protocol: /^https?$/, error: "must be an http:// or http
 const price = z.number().nonnegative();
 
 /** USD per million tokens. `cached` and `cacheWrite` cost what `input` costs where they are not given. */
-export const tokenPrice = z.strictObject({
+const tokenPrice = z.strictObject({
   input: price,
   cached: price.optional(),
   cacheWrite: price.optional(),

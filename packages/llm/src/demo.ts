@@ -80,7 +80,9 @@ function steps({ messages, tools, toolChoice }: ModelRequest): Step[][] {
     for (const part of content) if (part.type === "tool-result") results.set(part.toolCallId, resultOf(part.output));
   }
   const offered = new Set(toolChoice === "none" ? [] : tools.map((tool) => tool.name));
-  const stages = openMessages(messages).flatMap(({ index, text }) => plan(text).map((stage) => ({ index, stage })));
+  const stages = openMessages({ messages, toolChoice }).flatMap(({ index, text }) =>
+    plan(text).map((stage) => ({ index, stage })),
+  );
   return stages.map(({ index, stage }, s) =>
     stage.map((planned, n) => {
       const id = `demo_${index}_${s + 1}_${n + 1}`;
@@ -90,15 +92,25 @@ function steps({ messages, tools, toolChoice }: ModelRequest): Step[][] {
   );
 }
 
-/** The user's messages since the last answer: the query, and what the harness may have added after it. */
-function openMessages(messages: ModelMessage[]): { index: number; text: string }[] {
+/** The user's messages since the last answer: the query, and what came after it while it was worked on. */
+function openMessages(request: Pick<ModelRequest, "messages" | "toolChoice">): { index: number; text: string }[] {
+  const messages = withoutWrapUp(request);
   const answered = messages.findLastIndex((message) => message.role === "assistant" && !callsTools(message));
   return messages.flatMap((message, index) =>
     message.role === "user" && index > answered ? [{ index, text: textOf(message.content) }] : [],
   );
 }
 
-const query = ({ messages }: ModelRequest): string => openMessages(messages)[0]?.text ?? "";
+/** In a turn that may call nothing, the last message only asks to come to an end, and text before it was cut off. */
+function withoutWrapUp({ messages, toolChoice }: Pick<ModelRequest, "messages" | "toolChoice">): ModelMessage[] {
+  const last = messages.findLastIndex((message) => message.role === "user");
+  const before = messages.slice(0, last);
+  if (toolChoice !== "none" || !before.some((message) => message.role === "user")) return messages;
+  const cut = before.at(-1)!;
+  return cut.role === "assistant" && !callsTools(cut) ? before.slice(0, -1) : before;
+}
+
+const query = (request: ModelRequest): string => openMessages(request)[0]?.text ?? "";
 
 const callsTools = ({ content }: ModelMessage): boolean =>
   Array.isArray(content) && content.some((part) => part.type === "tool-call");

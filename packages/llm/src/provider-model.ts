@@ -62,7 +62,6 @@ async function callProvider(
       if (delta !== "") onText?.(delta);
     }
   } catch (error) {
-    controller.abort();
     if (signal.aborted) return aborted(reply.text);
     return { ...toFailure(error, model.context), text: reply.text };
   } finally {

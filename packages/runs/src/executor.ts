@@ -41,6 +41,8 @@ export interface RunObserver {
   logged?(run: ClaimedRun, event: NewEvent): void;
   /** `left` is null when the ownership was lost and the outcome dropped. */
   left?(run: ClaimedRun, left: Left | null, ownedMs: number): void;
+  /** A run that the rescuer ended. */
+  ended?(left: Left): void;
 }
 
 export interface ExecutorOptions {

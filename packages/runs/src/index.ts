@@ -3,7 +3,7 @@ export { type RunsConfig, runsConfig } from "./config.ts";
 export type { AgentSource, RunObserver } from "./executor.ts";
 export { type FollowOptions, followLog, waitForRun } from "./follow.ts";
 export { type LogPage, LostOwnershipError, logVersion, readLog, readLogs } from "./log.ts";
-export type { CancelAnswer } from "./moves.ts";
+export type { CancelAnswer, ClaimedRun, Left } from "./moves.ts";
 export {
   type Batch,
   type BatchItem,

@@ -103,6 +103,8 @@ export interface ClaimedRun {
   deadlineInMs: number | null;
   /** How long it had been due. */
   waitedMs: number;
+  /** How long ago it was accepted. */
+  ageMs: number;
 }
 
 interface ClaimRow {
@@ -119,13 +121,15 @@ interface ClaimRow {
   hard_in: number;
   deadline_in: number | null;
   waited: number;
+  age: number;
 }
 
 const claimColumns = `r.id, r.tenant, r.agent, r.epoch, r.attempt, r.priority, r.tag, r.wake, r.last_seq,
   (extract(epoch FROM r.soft_at - r.claimed_at) * 1000)::float8 AS soft_in,
   (extract(epoch FROM r.hard_at - r.claimed_at) * 1000)::float8 AS hard_in,
   (extract(epoch FROM r.deadline - r.claimed_at) * 1000)::float8 AS deadline_in,
-  (extract(epoch FROM r.claimed_at - r.available_at) * 1000)::float8 AS waited`;
+  (extract(epoch FROM r.claimed_at - r.available_at) * 1000)::float8 AS waited,
+  (extract(epoch FROM r.claimed_at - r.created_at) * 1000)::float8 AS age`;
 
 const claimSet = `status = 'running', worker = me.id, epoch = r.epoch + 1, claimed_at = now(),
   soft_at = now() + greatest(0, r.soft_ms - r.active_ms) * interval '1 ms',
@@ -182,7 +186,7 @@ export async function readClaims(db: Queryable, worker: string, ids: string[]): 
 }
 
 function claimedRun(row: ClaimRow): ClaimedRun {
-  const { last_seq, soft_in, hard_in, deadline_in, waited, ...same } = row;
+  const { last_seq, soft_in, hard_in, deadline_in, waited, age, ...same } = row;
   return {
     ...same,
     lastSeq: last_seq,
@@ -190,6 +194,7 @@ function claimedRun(row: ClaimRow): ClaimedRun {
     hardInMs: hard_in,
     deadlineInMs: deadline_in,
     waitedMs: waited,
+    ageMs: age,
   };
 }
 
@@ -214,7 +219,9 @@ export interface Leaving {
 /** What became of a run that was let go of. */
 export interface Left {
   runId: string;
+  agent: string;
   status: Status;
+  stopReason: string | null;
   seq: number;
   batchId: string | null;
   priority: number;
@@ -225,7 +232,9 @@ export interface Left {
 
 interface LeftRow {
   id: string;
+  agent: string;
   status: Status;
+  stop_reason: string | null;
   last_seq: number;
   batch_id: string | null;
   priority: number;
@@ -234,11 +243,11 @@ interface LeftRow {
   woken: boolean;
 }
 
-const leftColumns = "id, status, last_seq, batch_id, priority, tag, wake, woken";
+const leftColumns = "id, agent, status, stop_reason, last_seq, batch_id, priority, tag, wake, woken";
 
 function left(row: LeftRow): Left {
-  const { id, last_seq, batch_id, ...same } = row;
-  return { ...same, runId: id, seq: last_seq, batchId: batch_id };
+  const { id, last_seq, batch_id, stop_reason, ...same } = row;
+  return { ...same, runId: id, seq: last_seq, batchId: batch_id, stopReason: stop_reason };
 }
 
 /** The status a run gets: what its owner says, unless somebody has asked for its cancel. */
@@ -270,7 +279,7 @@ export async function leaveRuns(db: Queryable, ops: Leaving[], from: "owned" | "
          active_ms = r.active_ms + CASE WHEN r.status = 'running' THEN (extract(epoch FROM now() - r.claimed_at) * 1000)::bigint ELSE 0 END,
          last_seq = r.last_seq + 1
        FROM input i WHERE r.id = i.id AND r.epoch = i.epoch AND ${guard}
-       RETURNING r.id, r.tenant, r.status, r.last_seq, r.batch_id, r.priority, r.tag, r.wake, r.woken,
+       RETURNING r.id, r.agent, r.tenant, r.status, r.stop_reason, r.last_seq, r.batch_id, r.priority, r.tag, r.wake, r.woken,
                  r.status = 'cancelled' AND i.status <> 'cancelled' AS overruled,
                  i.type, i.data, i.cancelled_data, i.event_id, i.message_id),
      logged AS (
@@ -370,7 +379,7 @@ export async function takeOver(db: Queryable, most: number): Promise<Left[]> {
          crashes = r.crashes + 1, active_ms = r.active_ms + (extract(epoch FROM now() - r.claimed_at) * 1000)::bigint,
          last_seq = r.last_seq + 1
        FROM lost WHERE r.id = lost.id
-       RETURNING r.id, r.status, r.last_seq, r.batch_id, r.priority, r.tag, r.wake, r.woken, lost.worker AS lost_worker),
+       RETURNING r.id, r.agent, r.status, r.stop_reason, r.last_seq, r.batch_id, r.priority, r.tag, r.wake, r.woken, lost.worker AS lost_worker),
      logged AS (
        INSERT INTO run_events (run_id, seq, type, data, event_id)
        SELECT id, last_seq, 'run.rescued', json_build_object('worker', lost_worker), gen_random_uuid() FROM moved)
@@ -390,7 +399,7 @@ export async function wakeDue(
      FROM (SELECT id FROM runs WHERE status = 'queued' AND NOT woken AND available_at <= now()
            ORDER BY available_at LIMIT $1 FOR UPDATE SKIP LOCKED) due
      WHERE r.id = due.id
-     RETURNING r.id, r.status, r.last_seq, r.batch_id, r.priority, r.tag, r.wake, r.woken, r.tenant, r.started_at IS NULL AS never_started`,
+     RETURNING r.id, r.agent, r.status, r.stop_reason, r.last_seq, r.batch_id, r.priority, r.tag, r.wake, r.woken, r.tenant, r.started_at IS NULL AS never_started`,
     [most],
   );
   return rows.map(({ tenant, never_started, ...row }) => ({ ...left(row), tenant, neverStarted: never_started }));
@@ -401,7 +410,7 @@ export async function rewake(db: Queryable, runs: { runId: string; wake: number 
   const { rows } = await db.query<LeftRow>(
     `UPDATE runs r SET wake = r.wake + 1 FROM unnest($1::uuid[], $2::int[]) AS i(id, wake)
      WHERE r.id = i.id AND r.wake = i.wake AND r.status = 'queued' AND r.woken
-     RETURNING r.id, r.status, r.last_seq, r.batch_id, r.priority, r.tag, r.wake, r.woken`,
+     RETURNING r.id, r.agent, r.status, r.stop_reason, r.last_seq, r.batch_id, r.priority, r.tag, r.wake, r.woken`,
     [runs.map((run) => run.runId), runs.map((run) => run.wake)],
   );
   return rows.map(left);

@@ -23,7 +23,9 @@ export interface RescuerOptions {
   isFull(): boolean;
   /** The highest tag started per class since the last call. */
   startedTags(): ReadonlyMap<number, number>;
-  /** Runs ended here owe messages. */
+  /** Each run ended here. */
+  onEnded?(left: Left): void;
+  /** Runs or batches ended here owe messages. */
   onSettled?(): void;
 }
 
@@ -241,8 +243,9 @@ async function endOverdue(options: RescuerOptions): Promise<void> {
       delayMs: 0,
       attempt: null,
     };
-    const ended = await leaveRuns(pool, [leaving], "unowned");
-    if (ended.length === 0) continue;
+    const [ended] = await leaveRuns(pool, [leaving], "unowned");
+    if (!ended) continue;
+    options.onEnded?.(ended);
     options.signals.news(run.id);
     if (run.batch_id) batches.add(run.batch_id);
   }

@@ -194,6 +194,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunWorker> {
     leaseMs: options.leaseMs,
     isFull: () => free() <= 0,
     startedTags: () => started,
+    ...(options.observer?.ended && { onEnded: options.observer.ended }),
     ...(options.onSettled && { onSettled: options.onSettled }),
   });
   consumer = queue.consume({ concurrency: slots, handle });

@@ -1,1 +1,2 @@
 export { addSecret, createLogger, type Logger, scrub } from "./logger.ts";
+export { collectProcessMetrics, metrics, metricsContentType, metricsText } from "./metrics.ts";

@@ -37,7 +37,22 @@ export function createLogger(options: { name: string; level?: string; to?: Desti
       level: options.level ?? "info",
       timestamp: pino.stdTimeFunctions.isoTime,
       base: { name: options.name, pid: process.pid },
+      serializers: { err: plainError },
     },
     { write: (line: string) => to.write(scrub(line)) },
   );
+}
+
+/** What of an error is worth a line. Drivers hang whole connections, credentials among them, on their errors. */
+function plainError(error: unknown): unknown {
+  if (!(error instanceof Error)) return error;
+  const { name, message, stack, cause } = error;
+  const { code } = error as { code?: unknown };
+  return {
+    type: name,
+    message,
+    ...((typeof code === "string" || typeof code === "number") && { code }),
+    stack,
+    ...(cause !== undefined && { cause: plainError(cause) }),
+  };
 }

@@ -4,7 +4,7 @@
  */
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from "prom-client";
 
-export const registry = new Registry();
+const registry = new Registry();
 export const metricsContentType = registry.contentType;
 
 const registers = [registry];
@@ -76,7 +76,7 @@ export const metrics = {
     buckets: workBuckets,
     registers,
   }),
-  /** `result`: ok, retried, failed. */
+  /** `result`: ok, retry, failed. */
   modelCalls: new Counter({
     name: "drover_model_calls_total",
     help: "Model calls by model and result",
@@ -109,7 +109,7 @@ export const metrics = {
     labelNames: ["tool", "result"] as const,
     registers,
   }),
-  /** `result`: delivered, retried, failed, disabled. */
+  /** `result`: delivered, retry, failed, disabled. */
   deliveryAttempts: new Counter({
     name: "drover_delivery_attempts_total",
     help: "Attempts to deliver a webhook, by what came of them",
@@ -162,7 +162,13 @@ export const metrics = {
   }),
 };
 
-collectDefaultMetrics({ register: registry, prefix: "drover_" });
+let collecting = false;
+
+/** Adds the process's own figures (memory, event loop, garbage collection). Call it once a process serves `/metrics`. */
+export function collectProcessMetrics(): void {
+  if (!collecting) collectDefaultMetrics({ register: registry });
+  collecting = true;
+}
 
 /** Everything in Prometheus' text format. */
 export const metricsText = (): Promise<string> => registry.metrics();

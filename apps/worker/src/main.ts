@@ -1,0 +1,22 @@
+/** The worker as a process: SIGTERM hands its runs over; it also stops when the supervisor that started it is gone. */
+
+import { ConfigError } from "@drover/harness";
+import { ConfigurationError } from "@drover/protocol";
+import closeWithGrace from "close-with-grace";
+import { startWorkerProcess } from "./index.ts";
+
+try {
+  const worker = await startWorkerProcess(process.env);
+  // The worker keeps its own grace; this one only ends a stop that hangs.
+  const graceMs = (Number(process.env.SHUTDOWN_GRACE_SECONDS || 25) + 10) * 1000;
+  const { close } = closeWithGrace({ delay: graceMs }, async ({ err }) => {
+    if (err) console.error(err);
+    await worker.stop();
+  });
+  process.on("disconnect", close);
+  process.send?.({ ready: true, url: worker.url });
+} catch (error) {
+  const known = error instanceof ConfigurationError || error instanceof ConfigError;
+  console.error(known ? error.message : error);
+  process.exit(known ? 78 : 1);
+}
