@@ -24,7 +24,7 @@ export const endpointTools = (url: string) =>
     }),
   );
 
-export interface ToolCall {
+interface ToolCall {
   effect: string;
   note: string;
   idempotencyKey: string;

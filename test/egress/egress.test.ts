@@ -148,7 +148,7 @@ describe("where it goes", () => {
   it("uses no proxy of the environment, where fetch does", async () => {
     const target = await httpServer((_request, response) => response.end());
     const proxy = await tcpServer((socket) => socket.once("data", () => socket.end("HTTP/1.1 502 No\r\n\r\n")));
-    const child = spawnNode(new URL("proxy-child.ts", import.meta.url), {
+    const child = spawnNode(new URL("proxy-process.ts", import.meta.url), {
       args: [`${target.url}/direct`],
       env: {
         NODE_USE_ENV_PROXY: "1",

@@ -196,8 +196,11 @@ export class ModelServer {
         return true;
       }
       if (reply.endAfter === sent) response.end();
-      else if (reply.errorAfter?.chunks === sent) response.end(wire.errorFrame(reply.errorAfter));
-      else if (reply.stallAfter === sent) await call.closed;
+      else if (reply.errorAfter?.chunks === sent) {
+        response.write(wire.errorFrame(reply.errorAfter));
+        if (reply.errorAfter.stay) await call.closed;
+        else response.end();
+      } else if (reply.stallAfter === sent) await call.closed;
       else return false;
       return true;
     };

@@ -6,6 +6,7 @@ import { once } from "node:events";
 import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
 import type { AddressInfo, Socket } from "node:net";
 import { text } from "node:stream/consumers";
+import { pipeline } from "node:stream/promises";
 import { Webhook } from "standardwebhooks";
 
 export interface ReceivedWebhook {
@@ -77,10 +78,12 @@ export async function startReceiver(reply: number | Reply | Replier = 200): Prom
   async function flood(response: ServerResponse): Promise<void> {
     const chunk = Buffer.alloc(16_384, ".");
     response.writeHead(200);
-    while (!response.destroyed) {
-      if (!response.write(chunk)) await Promise.race([once(response, "drain"), once(response, "close")]);
-      flooded += chunk.length;
-    }
+    await pipeline(function* () {
+      for (;;) {
+        flooded += chunk.length;
+        yield chunk;
+      }
+    }, response);
   }
 
   server.on("connection", (socket) => {
@@ -121,7 +124,10 @@ export async function startReceiver(reply: number | Reply | Replier = 200): Prom
 }
 
 /** The parsed body of a request whose signature is right for `secret` and whose time is now. Throws otherwise. */
-export function verified(request: ReceivedWebhook, secret: string): { type: string; timestamp: string; data: Record<string, unknown> } {
+export function verified(
+  request: ReceivedWebhook,
+  secret: string,
+): { type: string; timestamp: string; data: Record<string, unknown> } {
   return new Webhook(secret).verify(request.body, request.headers) as ReturnType<typeof verified>;
 }
 

@@ -6,7 +6,7 @@ import { type ChildProcess, execFile, spawn } from "node:child_process";
 import { once } from "node:events";
 import { existsSync } from "node:fs";
 import { mkdir, mkdtemp, rm } from "node:fs/promises";
-import { connect } from "node:net";
+import { connect, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { delimiter, join } from "node:path";
 import { createInterface } from "node:readline";
@@ -116,29 +116,59 @@ async function findRedisServer(): Promise<string> {
   return installed;
 }
 
-/** Send one command and get its reply: strings, numbers, null, arrays of these. Rejects on an error reply. */
-export async function redisCommand(url: string, ...args: (string | number)[]): Promise<unknown> {
+const encode = (words: (string | number)[]) =>
+  `*${words.length}\r\n${words.map((word) => `$${Buffer.byteLength(String(word))}\r\n${word}\r\n`).join("")}`;
+
+/** Sends commands, yields their replies, and whatever comes unasked after them. */
+async function* talk(url: string, commands: (string | number)[][], onSocket?: (socket: Socket) => void) {
   const { hostname, port, username, password } = new URL(url);
-  const commands = password ? [["AUTH", ...(username ? [username] : []), decodeURIComponent(password)], args] : [args];
   const socket = connect({ port: Number(port || 6379), host: hostname });
+  onSocket?.(socket);
   socket.setEncoding("latin1");
   try {
-    const encode = (words: (string | number)[]) =>
-      `*${words.length}\r\n${words.map((word) => `$${Buffer.byteLength(String(word))}\r\n${word}\r\n`).join("")}`;
-    socket.write(commands.map(encode).join(""));
+    if (password) {
+      commands = [["AUTH", ...(username ? [username] : []), decodeURIComponent(password)], ...commands];
+    }
+    socket.write(commands.map(encode).join(""), "utf8");
     let received = "";
+    let skip = password ? 1 : 0;
     for await (const chunk of socket) {
       received += chunk;
-      let rest: { value: unknown; next: number } | undefined = { value: undefined, next: 0 };
-      for (let reply = 0; rest && reply < commands.length; reply++) rest = parseReply(received, rest.next);
-      if (!rest) continue;
-      if (rest.value instanceof Error) throw rest.value;
-      return rest.value;
+      for (let reply = parseReply(received, 0); reply; reply = parseReply(received, 0)) {
+        received = received.slice(reply.next);
+        if (reply.value instanceof Error) throw reply.value;
+        if (skip-- <= 0) yield reply.value;
+      }
     }
-    throw new Error("Redis closed the connection");
   } finally {
     socket.destroy();
   }
+}
+
+/** Send one command and get its reply: strings, numbers, null, arrays of these. Rejects on an error reply. */
+export async function redisCommand(url: string, ...args: (string | number)[]): Promise<unknown> {
+  for await (const reply of talk(url, [args])) return reply;
+  throw new Error("Redis closed the connection");
+}
+
+/** Hear everything published on the channels of a pattern, until closed. */
+export async function redisListen(
+  url: string,
+  pattern: string,
+  onMessage: (channel: string, text: string) => void,
+): Promise<{ close(): void }> {
+  let socket: Socket | undefined;
+  const replies = talk(url, [["PSUBSCRIBE", pattern]], (it) => {
+    socket = it;
+  });
+  await replies.next();
+  void (async () => {
+    for await (const reply of replies) {
+      const [kind, , channel, text] = reply as string[];
+      if (kind === "pmessage") onMessage(channel!, text!);
+    }
+  })().catch(() => {});
+  return { close: () => socket?.destroy() };
 }
 
 /** The RESP2 reply that begins at `at`, or undefined when it is not all there. */

@@ -26,6 +26,7 @@ export interface WorkerProcess {
 
 /** Everything a worker process reads from its environment. */
 export const workerProcessConfig = storageConfig
+  .required({ DATABASE_URL: true })
   .and(queueConfig)
   .and(modelConfig)
   .and(runsConfig)
@@ -36,8 +37,6 @@ export const workerProcessConfig = storageConfig
 /** Starts a worker from its environment. Throws `ConfigurationError` or `ConfigError` naming everything that is wrong, before anything runs. */
 export async function startWorkerProcess(env: Record<string, string | undefined>): Promise<WorkerProcess> {
   const config = loadConfig(workerProcessConfig, env);
-  if (!config.DATABASE_URL)
-    throw new Error("DATABASE_URL is not set; a worker needs Postgres (`drover dev` brings its own)");
   const directUrl = config.DATABASE_DIRECT_URL ?? config.DATABASE_URL;
   for (const secret of [new URL(config.DATABASE_URL).password, config.METRICS_TOKEN]) addSecret(secret);
   const logger = createLogger({ name: "worker", level: config.LOG_LEVEL });

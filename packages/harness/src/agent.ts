@@ -1,5 +1,5 @@
 /** Agents and the configuration file: what `drover.config.ts` default-exports. */
-import type { CustomProvider, Model, PriceTable } from "@drover/llm";
+import { type CustomProvider, type Model, type PriceTable, priceTable } from "@drover/llm";
 import { z } from "zod";
 import { effects, permissions, type ToolDefinition } from "./tool.ts";
 
@@ -31,14 +31,12 @@ export function defineConfig(config: DroverConfig): DroverConfig {
 const name = z
   .string()
   .regex(/^[a-z][a-z0-9_-]{0,63}$/, "must be lower-case letters, digits, - or _, and start with a letter");
+const modelId = z.string().regex(/^[^/\s]+\/\S+$/, "must be provider/model");
 const isFunction = z.custom<never>((value) => typeof value === "function", "must be a function");
 
 const agentSchema = z.strictObject({
   description: z.string().optional(),
-  model: z
-    .string()
-    .regex(/^[^/\s]+\/\S+$/, "must be provider/model")
-    .optional(),
+  model: modelId.optional(),
   systemPrompt: z.string().optional(),
   tools: z.array(z.string()).optional(),
   temperature: z.number().min(0).max(2).optional(),
@@ -46,10 +44,10 @@ const agentSchema = z.strictObject({
   maxIterations: z.number().int().min(1).max(50).optional(),
 });
 
-const toolSchema = z.looseObject({
+const toolSchema = z.strictObject({
   name: z.string().regex(/^[a-zA-Z][a-zA-Z0-9_-]{0,63}$/, "must be letters, digits, - or _, and start with a letter"),
   description: z.string().min(1, "tells the model what the tool does and must not be empty"),
-  input: z.custom<never>((value) => value instanceof z.ZodType, "must be a zod object schema (zod 4)"),
+  input: z.custom<z.ZodType>((value) => value instanceof z.ZodType, "must be a zod object schema (zod 4)"),
   permission: z.enum(permissions),
   effect: z.enum(effects),
   timeoutMs: z.number().int().positive().optional(),
@@ -62,11 +60,18 @@ const configSchema = z.strictObject({
   tools: z.array(toolSchema).optional(),
   models: z
     .strictObject({
-      providers: z.record(name, z.looseObject({})).optional(),
-      custom: z
-        .record(z.string().regex(/^[^/\s]+\/\S+$/, "must be provider/model"), z.looseObject({ call: isFunction }))
+      providers: z
+        .record(
+          name,
+          z.strictObject({
+            type: z.literal("openai-compatible"),
+            baseURL: z.url({ protocol: /^https?$/, error: "must be an http:// or https:// URL" }),
+            apiKey: z.string().optional(),
+          }),
+        )
         .optional(),
-      prices: z.record(z.string(), z.looseObject({})).optional(),
+      custom: z.record(modelId, z.looseObject({ call: isFunction })).optional(),
+      prices: priceTable.optional(),
     })
     .optional(),
 });
@@ -87,27 +92,40 @@ export function checkConfig(
   source: string,
   builtinTools: readonly { name: string }[] = [],
 ): DroverConfig {
-  const parsed = configSchema.safeParse(value);
-  if (!parsed.success)
-    throw new ConfigError(
-      source,
-      parsed.error.issues.map((issue) => `${issue.path.join(".") || "(default export)"}: ${issue.message}`),
-    );
-  const config = value as DroverConfig;
-  const problems: string[] = [];
-  const names = new Set(builtinTools.map((tool) => tool.name));
-  config.tools?.forEach((tool, index) => {
-    if (names.has(tool.name)) problems.push(`tools.${index}.name: "${tool.name}" is taken by another tool`);
-    names.add(tool.name);
-    try {
-      z.toJSONSchema(tool.input, { io: "input" });
-    } catch (error) {
-      problems.push(`tools.${index}.input: cannot be told to a model as JSON Schema: ${(error as Error).message}`);
-    }
+  const issues = configSchema.safeParse(value).error?.issues ?? [];
+  const problems = issues.map((issue) => {
+    // What is wrong with a key of a record stands one level deeper.
+    const message = issue.code === "invalid_key" ? (issue.issues[0]?.message ?? issue.message) : issue.message;
+    return `${issue.path.join(".") || "(default export)"}: ${message}`;
   });
-  for (const [agent, definition] of Object.entries(config.agents ?? {}))
-    for (const tool of definition.tools ?? [])
-      if (!names.has(tool)) problems.push(`agents.${agent}.tools: there is no tool "${tool}"`);
+  problems.push(...crossProblems(value, builtinTools));
   if (problems.length > 0) throw new ConfigError(source, problems);
-  return config;
+  return value as DroverConfig;
+}
+
+/** What no part alone shows: names taken twice, names nobody has, inputs no model can be told. Skips what is malformed. */
+function crossProblems(value: unknown, builtinTools: readonly { name: string }[]): string[] {
+  const { tools, agents } = (value ?? {}) as { tools?: unknown; agents?: unknown };
+  const problems: string[] = [];
+  const names = new Set<unknown>(builtinTools.map((tool) => tool.name));
+  for (const [index, tool] of (Array.isArray(tools) ? tools : []).entries()) {
+    if (names.has(tool?.name)) problems.push(`tools.${index}.name: "${tool.name}" is taken by another tool`);
+    if (typeof tool?.name === "string") names.add(tool.name);
+    const problem = tool?.input instanceof z.ZodType ? inputProblem(tool.input) : undefined;
+    if (problem) problems.push(`tools.${index}.input: ${problem}`);
+  }
+  for (const [agent, definition] of Object.entries(agents ?? {}))
+    for (const tool of Array.isArray(definition?.tools) ? definition.tools : [])
+      if (typeof tool === "string" && !names.has(tool))
+        problems.push(`agents.${agent}.tools: there is no tool "${tool}"`);
+  return problems;
+}
+
+function inputProblem(input: z.ZodType): string | undefined {
+  try {
+    if (z.toJSONSchema(input, { io: "input" }).type !== "object") return "must be an object schema";
+    return undefined;
+  } catch (error) {
+    return `cannot be told to a model as JSON Schema: ${(error as Error).message}`;
+  }
 }

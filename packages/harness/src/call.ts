@@ -52,7 +52,8 @@ async function passDoor(record: ToolRecord, options: DoorOptions): Promise<Outco
     );
   let input: unknown;
   try {
-    const parsed = await tool.input.safeParseAsync(call.input);
+    // A tool may change what it is given; the conversation must not change with it.
+    const parsed = await tool.input.safeParseAsync(structuredClone(call.input));
     if (!parsed.success) {
       const problems = parsed.error.issues.map((issue) => `${issue.path.join(".") || "input"}: ${issue.message}`);
       return failure(`The arguments are not valid. ${problems.join("; ")}`);

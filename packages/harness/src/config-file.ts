@@ -31,7 +31,9 @@ export async function loadConfigFile(
   try {
     exported = (await import(pathToFileURL(file).href)) as { default?: unknown };
   } catch (error) {
-    throw new ConfigError(path ?? defaultPath, [`it cannot be loaded: ${(error as Error).message}`]);
+    throw new ConfigError(path ?? defaultPath, [
+      `it cannot be loaded: ${error instanceof Error ? error.message : String(error)}`,
+    ]);
   }
   if (exported.default === undefined)
     throw new ConfigError(path ?? defaultPath, [

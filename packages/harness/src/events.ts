@@ -57,7 +57,7 @@ export interface EventData {
   };
   /** Text of a model call still under way, or cut; dropped by the fold once that call's end is recorded. */
   "model.partial": { iteration: number; text: string; cut?: true };
-  "model.failed": { iteration: number; code: string; message: string; retry_in_ms: number | null };
+  "model.failed": { iteration: number; model: string; code: string; message: string; retry_in_ms: number | null };
   /** Written before an idempotent or unsafe tool starts; without an outcome after it, the call may have taken place. */
   "tool.intent": { iteration: number; index: number; call_id: string; tool_name: string; idempotency_key: string };
   "tool.result": {

@@ -131,7 +131,7 @@ export function hasSomethingToShow(state: RunState): boolean {
   );
 }
 
-/** USD on the wire and nano-USD inside: the round trip is exact. */
+/** USD on the wire and nano-USD inside: the round trip is exact up to a million USD. */
 export const toNanos = (usd: number): number => Math.round(usd * 1e9);
 export const toUsd = (nanos: number): number => nanos / 1e9;
 

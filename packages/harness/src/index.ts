@@ -4,7 +4,17 @@ export { type LoadedConfig, loadConfigFile } from "./config-file.ts";
 export { type ClockOptions, pause, RunControl, type StopCause } from "./control.ts";
 export * from "./errors.ts";
 export type * from "./events.ts";
-export { applyEvent, fold, initialState, latestText, openCalls, type RunState, toNanos, toUsd } from "./fold.ts";
+export {
+  applyEvent,
+  conversation,
+  fold,
+  initialState,
+  latestText,
+  openCalls,
+  type RunState,
+  toNanos,
+  toUsd,
+} from "./fold.ts";
 export { AgentHarness, defaultAgent, type HarnessConfig, type HarnessResult, type RunOptions } from "./harness.ts";
 export { memoryLog, type RunLog } from "./log.ts";
 export { early, type LoopOptions, type LoopOutcome, runLoop } from "./loop.ts";

@@ -7,7 +7,7 @@ import type { ModelFailure, ModelMessage } from "@drover/llm";
 import type { StopReason } from "@drover/protocol";
 import { callTool, Interrupted, isUncertain } from "./call.ts";
 import { pause, type RunControl } from "./control.ts";
-import type { FinalData, FinalStatus, NewEvent } from "./events.ts";
+import type { FinalData, FinalStatus } from "./events.ts";
 import {
   applyEvent,
   conversation,
@@ -121,12 +121,18 @@ async function callModel(loop: LoopOptions, turn: Turn): Promise<ModelFailure | 
     const aborted = failure.code === "aborted" || turn.signal.aborted;
     const waitMs = failure.retryAfterMs ?? inPlace.firstMs * 2 ** (tries - 1) * (0.5 + Math.random() / 2);
     const again = !aborted && failure.retryable && tries <= inPlace.most && spentMs + waitMs <= inPlace.togetherMs;
-    if (!again) await keepText(loop, turn, failure.text);
+    if (!again || turn.wrapUp) await keepText(loop, turn, failure.text);
     if (aborted) return failure;
     const { code, message } = failure;
     await loop.append({
       type: "model.failed",
-      data: { iteration: loop.state.iterations + 1, code, message, retry_in_ms: again ? Math.round(waitMs) : null },
+      data: {
+        iteration: loop.state.iterations + 1,
+        model: loop.model.id,
+        code,
+        message,
+        retry_in_ms: again ? Math.round(waitMs) : null,
+      },
     });
     if (!again) return failure;
     const moot = () => turn.signal.aborted || (!turn.wrapUp && (control.draining || control.softReached));

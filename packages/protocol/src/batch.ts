@@ -19,7 +19,12 @@ export const batch = z
   .object({
     batch_id: wireId("batch"),
     status: z.enum(batchStatuses).describe("`completed`: every item is final"),
-    counts: z.object(Object.fromEntries(runStatuses.map((status) => [status, z.int()])) as Record<(typeof runStatuses)[number], z.ZodInt>),
+    counts: z.object(
+      Object.fromEntries(runStatuses.map((status) => [status, z.int()])) as Record<
+        (typeof runStatuses)[number],
+        z.ZodInt
+      >,
+    ),
     completed_count: z.int().describe("items that are final"),
     total: z.int(),
     total_cost_usd: costUsd,

@@ -44,7 +44,8 @@ export interface ConfigVariable {
 export function describeConfig(schema: z.ZodType): ConfigVariable[] {
   if (schema instanceof z.ZodIntersection)
     return [schema.def.left, schema.def.right].flatMap((side) => describeConfig(side as z.ZodType));
-  if (!(schema instanceof z.ZodObject)) throw new TypeError("a configuration schema is an object, or objects joined by `and`");
+  if (!(schema instanceof z.ZodObject))
+    throw new TypeError("a configuration schema is an object, or objects joined by `and`");
   return Object.entries(schema.shape as Record<string, z.ZodType>).map(([name, field]) => {
     const { default: value } = z.toJSONSchema(field, { io: "input", unrepresentable: "any" });
     return {

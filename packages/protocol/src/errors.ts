@@ -91,7 +91,7 @@ export const errorTable = {
     title: "Service unavailable",
     retryable: true,
     meaning:
-      "The database is away or the process is stopping; `Retry-After` says when to come back. Nothing was accepted.",
+      "The database is away or the process is stopping; `Retry-After` says when to come back. Nothing was accepted, unless the database went away in the moment of the commit: repeat with the same `Idempotency-Key`.",
   },
   time_limit: {
     status: null,

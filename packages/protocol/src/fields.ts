@@ -11,7 +11,10 @@ export function wireId(kind: IdKind) {
 export const timestamp = z.string().meta({ format: "date-time", examples: ["2026-11-21T09:30:00.000Z"] });
 
 /** A time as clients write it: ISO 8601 with seconds and an offset or `Z`. */
-export const timeInput = z.iso.datetime({ offset: true, error: "must be an ISO 8601 time such as 2026-11-21T09:30:00Z" });
+export const timeInput = z.iso.datetime({
+  offset: true,
+  error: "must be an ISO 8601 time such as 2026-11-21T09:30:00Z",
+});
 
 export const costUsd = z.number().nullable().describe("USD; null: a step's price is not known");
 

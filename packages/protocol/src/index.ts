@@ -8,3 +8,4 @@ export * from "./problem.ts";
 export * from "./run.ts";
 export * from "./statuses.ts";
 export * from "./submit.ts";
+export * from "./webhook.ts";

@@ -6,14 +6,18 @@ export const problemType = (code: ErrorCode): string => `urn:drover:error:${code
 
 export const fieldError = z
   .object({
-    path: z.string().describe("the field, such as `queries[17].query` or `limits.soft_seconds`; empty for the body as a whole"),
+    path: z
+      .string()
+      .describe("the field, such as `queries[17].query` or `limits.soft_seconds`; empty for the body as a whole"),
     message: z.string(),
   })
   .meta({ id: "FieldError" });
 
 export const errorCode = z
   .enum(errorCodes)
-  .describe("Stable; clients branch on it. Those without an HTTP status only appear as `error.code` or `stop_reason` of a run.")
+  .describe(
+    "Stable; clients branch on it. Those without an HTTP status only appear as `error.code` or `stop_reason` of a run.",
+  )
   .meta({ id: "ErrorCode" });
 
 export const problem = z
@@ -24,7 +28,10 @@ export const problem = z
     detail: z.string().describe("what went wrong this time, for people"),
     code: errorCode,
     request_id: z.string(),
-    errors: z.array(fieldError).optional().describe("every wrong field of an `invalid_input`, the first hundred of them"),
+    errors: z
+      .array(fieldError)
+      .optional()
+      .describe("every wrong field of an `invalid_input`, the first hundred of them"),
   })
   .meta({
     id: "Problem",

@@ -120,7 +120,10 @@ export const execution = z
       .describe("as they hold for the run, defaults filled in"),
     duration_seconds: z.number().describe("active time; the current owner's share counts when it leaves"),
     last_seq: z.int().describe("events in the log"),
-    result: z.object({ ...resultFields, tool_calls: z.array(toolCall) }).nullable().describe("null until final"),
+    result: z
+      .object({ ...resultFields, tool_calls: z.array(toolCall) })
+      .nullable()
+      .describe("null until final"),
     error: runError.nullable(),
   })
   .meta({ id: "Execution" });

@@ -58,27 +58,57 @@ const settings = {
     .describe("`provider/model`, in place of the agent's"),
   temperature: z.number().min(0).max(2).optional(),
   max_tokens: z.int().min(1).max(1_000_000).optional().describe("of one model reply"),
-  max_iterations: z.int().min(1).max(50).optional().describe("model turns (default 10, or the agent's)").meta({ default: 10 }),
+  max_iterations: z
+    .int()
+    .min(1)
+    .max(50)
+    .optional()
+    .describe("model turns (default 10, or the agent's)")
+    .meta({ default: 10 }),
   limits: z
     .strictObject({
       soft_seconds: seconds
         .optional()
-        .describe("active time after which the agent wraps up; less than `hard_seconds` (default: the process's, or 5/6 of `hard_seconds`)"),
+        .describe(
+          "active time after which the agent wraps up; less than `hard_seconds` (default: the process's, or 5/6 of `hard_seconds`)",
+        ),
       hard_seconds: seconds.optional().describe("active time after which the run is ended"),
       deadline: timeInput.optional().describe("absolute, counts in the queue too"),
     })
     .optional(),
-  max_cost_usd: z.number().positive().max(1_000_000).optional().describe("the run ends when its model calls have cost this much"),
+  max_cost_usd: z
+    .number()
+    .positive()
+    .max(1_000_000)
+    .optional()
+    .describe("the run ends when its model calls have cost this much"),
   priority: z.int().min(0).max(9).optional().describe("9 is the most urgent").meta({ default: 0 }),
-  delay_seconds: z.number().min(0).max(2_592_000).optional().describe("start this much later, up to 30 days").meta({ default: 0 }),
+  delay_seconds: z
+    .number()
+    .min(0)
+    .max(2_592_000)
+    .optional()
+    .describe("start this much later, up to 30 days")
+    .meta({ default: 0 }),
   retry: z
     .strictObject({
       max_attempts: z.int().min(1).max(10).optional().describe("tries of one step").meta({ default: 3 }),
-      backoff_ms: z.int().min(0).max(3_600_000).optional().describe("before the second try; doubles, jittered").meta({ default: 1000 }),
+      backoff_ms: z
+        .int()
+        .min(0)
+        .max(3_600_000)
+        .optional()
+        .describe("before the second try; doubles, jittered")
+        .meta({ default: 1000 }),
       max_backoff_ms: z.int().min(0).max(86_400_000).optional().meta({ default: 60_000 }),
     })
     .optional(),
-  callback_url: z.string().min(1).max(2048).optional().describe("http(s) URL that gets a signed webhook when the run ends"),
+  callback_url: z
+    .string()
+    .min(1)
+    .max(2048)
+    .optional()
+    .describe("http(s) URL that gets a signed webhook when the run ends"),
   metadata: metadataInput.optional(),
 };
 
@@ -112,7 +142,9 @@ export const submitBatchBody = z
   .describe("All fields but `queries` are defaults for the items; an item's own field replaces the default as a whole.")
   .meta({
     id: "SubmitBatch",
-    examples: [{ queries: ["What is 2 + 2?", { query: "What is 17 * 23?", priority: 5 }], metadata: { project: "apollo" } }],
+    examples: [
+      { queries: ["What is 2 + 2?", { query: "What is 17 * 23?", priority: 5 }], metadata: { project: "apollo" } },
+    ],
   });
 export type SubmitBatchBody = z.infer<typeof submitBatchBody>;
 

@@ -12,6 +12,14 @@ export function postgresWire(directUrl: string, events: WireEvents, onError: (er
   let timer: NodeJS.Timeout | undefined;
   let times = 0;
   let closed = false;
+  let turn: Promise<unknown> = Promise.resolve();
+
+  /** One statement at a time: pg gives up queueing them itself. */
+  function query(on: pg.Client, text: string, values?: unknown[]): Promise<unknown> {
+    const answer = turn.then(() => on.query(text, values));
+    turn = answer.catch(() => {});
+    return answer;
+  }
 
   async function connect(): Promise<void> {
     const fresh = new pg.Client({
@@ -31,7 +39,7 @@ export function postgresWire(directUrl: string, events: WireEvents, onError: (er
     });
     try {
       await fresh.connect();
-      for (const channel of channels) await fresh.query(`LISTEN ${base}${channel}`);
+      for (const channel of channels) await query(fresh, `LISTEN ${base}${channel}`);
     } catch (error) {
       retry(error as Error);
       void fresh.end().catch(() => {});
@@ -45,7 +53,7 @@ export function postgresWire(directUrl: string, events: WireEvents, onError: (er
     events.connected(times++ > 0);
   }
   function listen(on: pg.Client, channel: Channel): void {
-    on.query(`LISTEN ${base}${channel}`).catch((error) => lost(on, error));
+    query(on, `LISTEN ${base}${channel}`).catch((error) => lost(on, error));
   }
   function lost(which: pg.Client, error?: Error): void {
     if (client !== which) return;
@@ -75,7 +83,7 @@ export function postgresWire(directUrl: string, events: WireEvents, onError: (er
       const on = client;
       if (!on) throw new Error("Postgres is away");
       try {
-        await on.query("SELECT pg_notify($1, message) FROM unnest($2::text[]) AS message", [base + channel, messages]);
+        await query(on, "SELECT pg_notify($1, message) FROM unnest($2::text[]) AS message", [base + channel, messages]);
       } catch (error) {
         lost(on, error as Error);
         throw error;

@@ -76,11 +76,19 @@ const restMs = 500;
 /** While the queue is paused, BullMQ on Postgres counts what waits under this state, which its types do not name. */
 const pausedState = "paused" as JobType;
 
+async function within<T>(ms: number, promise: Promise<T>): Promise<T> {
+  let timer: NodeJS.Timeout | undefined;
+  const late = new Promise<never>((_, reject) => {
+    timer = setTimeout(() => reject(new Error(`no answer within ${ms} ms`)), ms);
+  });
+  return Promise.race([promise, late]).finally(() => clearTimeout(timer));
+}
+
 const jobId = (item: { runId: string; wake: number }) => `run-${item.runId}-${item.wake}`;
 
 /**
- * Opens the queue on `REDIS_URL`, or on Postgres without it. On Redis it returns at once, connected or not; on Postgres
- * `migrateQueue` must have run, and it throws when the database cannot be reached.
+ * Opens the queue on `REDIS_URL`, or on Postgres without it. On Redis it returns when it is connected, or after 1 s all the
+ * same; on Postgres `migrateQueue` must have run, and it throws when the database cannot be reached.
  *
  * @param options.postgresUrl a direct URL (no transaction pooler); used only without `REDIS_URL`.
  */
@@ -106,6 +114,8 @@ export async function openQueue(
       await queue.close().catch(onError);
       throw error;
     }
+  } else {
+    await within(answerMs, queue.waitUntilReady()).catch(onError);
   }
 
   let restUntil = 0;
@@ -116,19 +126,17 @@ export async function openQueue(
   async function ask<T>(call: () => Promise<T>): Promise<T> {
     if (closing) throw new QueueAwayError("The queue is closed");
     if (performance.now() < restUntil) throw new QueueAwayError("The queue's backend did not answer a moment ago");
-    let timer: NodeJS.Timeout | undefined;
-    const late = new Promise<never>((_, reject) => {
-      timer = setTimeout(() => reject(new Error(`no answer within ${answerMs} ms`)), answerMs);
-    });
     try {
       backend.assertConnected();
-      return await Promise.race([call(), late]);
+    } catch (error) {
+      throw new QueueAwayError((error as Error).message);
+    }
+    try {
+      return await within(answerMs, call());
     } catch (error) {
       restUntil = performance.now() + restMs;
       onError(error as Error);
       throw new QueueAwayError(`The queue's backend does not answer: ${(error as Error).message}`, { cause: error });
-    } finally {
-      clearTimeout(timer);
     }
   }
 

@@ -153,10 +153,21 @@ export class Executor {
   }
 
   async #carry(run: ClaimedRun, control: RunControl): Promise<Left | null> {
-    const events = await this.#load(run);
-    const state = fold(events);
+    const state = fold(await this.#load(run));
     const stepsBefore = state.steps;
-    const outcome = await this.#turns(run, state, control);
+    let outcome: LoopOutcome;
+    try {
+      outcome = await this.#turns(run, state, control);
+    } catch (error) {
+      if (error instanceof LostOwnershipError) throw error;
+      // A bug, or data that even its own statement refuses: the run ends here rather than at its hard limit.
+      this.#options.logger.error({ err: error, run: run.id }, "a run ended by an internal error");
+      outcome = early(
+        state,
+        "internal_error",
+        "An internal error ended the run; the service's logs have it under the run's id.",
+      );
+    }
     const attempt = state.steps > stepsBefore ? 1 : run.attempt;
     return await this.#settle(run, state, outcome, attempt, control);
   }

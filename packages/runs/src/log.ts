@@ -21,14 +21,14 @@ export class LostOwnershipError extends Error {
   }
 }
 
-export interface AppendOp {
+interface AppendOp {
   runId: string;
   epoch: number;
   tenant: string;
   event: NewEvent;
 }
 
-export interface Appended {
+interface Appended {
   seq: number;
   at: string;
   /** Somebody asked for the run to be cancelled. */

@@ -84,7 +84,11 @@ export function startRescuer(options: RescuerOptions): Rescuer {
     const now = performance.now();
     await advanceClock(pool, options.startedTags());
     if (watchingSince !== undefined && now - watchingSince > leaseMs) await declareDead(pool, logger);
-    await send(await takeOver(pool, most), "taken over");
+    for (let lost: Left[]; ; ) {
+      lost = await takeOver(pool, most);
+      await send(lost, "taken over from a dead worker");
+      if (lost.length < most) break;
+    }
     await endOverdue(options);
     await sendDue();
     if (options.isFull() && now - last.lostWakeUps > lostWakeUpsEveryMs) {

@@ -16,8 +16,9 @@ export interface BatcherOptions<Op, Result> {
   /** Executes one statement for all, answers in the order given. */
   execute(ops: Op[]): Promise<Result[]>;
   /**
-   * Called after a broken connection: for each operation its result when it turns out to be committed, else undefined. With
-   * it, a batch is repeated until the database is back or `signal` aborts; without it, a broken connection fails the batch.
+   * Called after a broken connection: for each operation its result when it turns out to be committed, else undefined. The
+   * statement may still be running on the server, so it must wait for the rows that statement locks. With it, a batch is
+   * repeated until the database is back or `signal` aborts; without it, a broken connection fails the batch.
    */
   recover?(ops: Op[]): Promise<(Result | undefined)[]>;
   /** Statements under way at once (default 1). */
@@ -77,7 +78,8 @@ export function createBatcher<Op, Result>(options: BatcherOptions<Op, Result>): 
   async function send(batch: Waiting<Op, Result>[], maybeCommitted: boolean): Promise<void> {
     let rest = batch;
     let pauseMs = outagePauseMs.first;
-    for (let tries = 1; ; tries++) {
+    let conflicts = 0;
+    for (;;) {
       try {
         if (maybeCommitted) rest = await settleCommitted(rest);
         if (rest.length === 0) return;
@@ -89,7 +91,7 @@ export function createBatcher<Op, Result>(options: BatcherOptions<Op, Result>): 
         return;
       } catch (error) {
         const fault: Fault = faultOf(error);
-        if (fault === "conflict" && tries < conflictTries) continue;
+        if (fault === "conflict" && ++conflicts < conflictTries) continue;
         if (fault === "unavailable" && options.recover && !options.signal?.aborted) {
           maybeCommitted = true;
           await delay(pauseMs * (0.5 + Math.random() / 2), undefined, { signal: options.signal }).catch(() => {});
@@ -98,8 +100,8 @@ export function createBatcher<Op, Result>(options: BatcherOptions<Op, Result>): 
         }
         if (fault === "data" && rest.length > 1) {
           const half = Math.ceil(rest.length / 2);
-          await send(rest.slice(0, half), false);
-          await send(rest.slice(half), false);
+          await send(rest.slice(0, half), maybeCommitted);
+          await send(rest.slice(half), maybeCommitted);
           return;
         }
         for (const waiting of rest) waiting.reject(error);

@@ -24,6 +24,8 @@ export interface DatabaseOptions {
   max?: number;
   /** How long a request waits for a connection, ms (default 5,000). */
   connectTimeoutMs?: number;
+  /** How long a statement's answer is waited for, ms (default 60,000): a connection that fell silent says nothing by itself. */
+  answerTimeoutMs?: number;
   applicationName?: string;
 }
 
@@ -33,6 +35,7 @@ export function openPool(options: DatabaseOptions): Pool {
     connectionString: options.url,
     max: options.max ?? 10,
     connectionTimeoutMillis: options.connectTimeoutMs ?? 5000,
+    query_timeout: options.answerTimeoutMs ?? 60_000,
     idleTimeoutMillis: 30_000,
     keepAlive: true,
     application_name: options.applicationName ?? "drover",
@@ -42,21 +45,30 @@ export function openPool(options: DatabaseOptions): Pool {
   return pool;
 }
 
-/** Runs `body` in one transaction: commits when it resolves, rolls back when it throws. */
+/**
+ * Runs `body` in one transaction: commits when it resolves, rolls back when it throws. Rejects also when `body` swallowed the
+ * failure of a statement, because nothing of it is committed then.
+ */
 export async function transaction<T>(pool: Pool, body: (tx: Transaction) => Promise<T>): Promise<T> {
   const client = await pool.connect();
   let broken: Error | undefined;
+  // Without a listener a connection that is lost between two statements would end the process.
+  const onLost = (error: Error) => {
+    broken = error;
+  };
+  client.on("error", onLost);
   try {
     await client.query("BEGIN");
     const result = await body(client);
-    await client.query("COMMIT");
+    const { command } = await client.query("COMMIT");
+    if (command !== "COMMIT") throw new Error("nothing was committed: a statement of the transaction had failed");
     return result;
   } catch (error) {
-    await client.query("ROLLBACK").catch((failure: Error) => {
-      broken = failure;
-    });
+    if (faultOf(error) === "unavailable") broken = error as Error;
+    if (!broken) await client.query("ROLLBACK").catch(onLost);
     throw error;
   } finally {
+    client.off("error", onLost);
     client.release(broken);
   }
 }
@@ -68,11 +80,12 @@ const unavailableCodes = new Set([
   "57P01",
   "57P02",
   "57P03",
-  "53300",
   "25006",
   "ECONNREFUSED",
   "ECONNRESET",
   "EPIPE",
+  "EHOSTUNREACH",
+  "ENETUNREACH",
   "ETIMEDOUT",
   "ENOTFOUND",
   "EAI_AGAIN",
@@ -81,15 +94,16 @@ const unavailableCodes = new Set([
 
 /** What an error of pg means for the one who sent the statement. Source: PostgreSQL's appendix A, error codes. */
 export function faultOf(error: unknown): Fault {
-  const code = (error as { code?: unknown }).code;
+  const code = (error as { code?: unknown } | undefined | null)?.code;
   if (typeof code === "string") {
     if (code === "40P01" || code === "40001" || code === "55P03") return "conflict";
-    if (unavailableCodes.has(code) || code.startsWith("08")) return "unavailable";
-    if (/^2[23]/.test(code) || code === "54000") return "data";
+    // Class 53: out of connections, memory or disk. Class 54: the value is too large or too deep.
+    if (unavailableCodes.has(code) || /^(08|53)/.test(code)) return "unavailable";
+    if (/^(22|23|54)/.test(code)) return "data";
   }
   const message = error instanceof Error ? error.message : "";
   if (
-    /Connection terminated|connection timeout|timeout exceeded when trying to connect|Client has encountered a connection error/i.test(
+    /Connection terminated|connection timeout|timeout exceeded when trying to connect|Client has encountered a connection error|Client was closed|Query read timeout/i.test(
       message,
     )
   )

@@ -4,34 +4,29 @@
  */
 import { createHash } from "node:crypto";
 
-/** JSON text that Postgres stores and reads back; `changed` when something had to be replaced (U+FFFD, null). */
+/** NUL and lone surrogates as `JSON.stringify` writes them, in values and keys alike, and the escaped backslash that only looks so. */
+const unstorable = /(\\\\)|\\u(?:0000|d[89a-f][0-9a-f]{2})/g;
+
+/**
+ * JSON text that Postgres stores and reads back; `changed` when something had to be replaced (by U+FFFD, a number by null).
+ * Throws on what JSON has no form for: cycles, BigInt, thousands of levels.
+ */
 export function storableJson(value: unknown): { text: string; changed: boolean } {
-  let changed = false;
-  const text = JSON.stringify(value, (_key, part) => {
-    if (typeof part === "number" && !Number.isFinite(part)) {
-      changed = true;
-      return null;
-    }
-    if (typeof part === "string") {
-      const clean = storableText(part);
-      if (clean !== part) changed = true;
-      return clean;
-    }
-    return typeof part === "bigint" ? part.toString() : part;
-  });
-  return { text: cleanKeys(text ?? "null"), changed };
+  const written = JSON.stringify(value) ?? "null";
+  const text = written.includes("\\u")
+    ? written.replace(unstorable, (match, backslash) => (backslash ? match : "\uFFFD"))
+    : written;
+  return { text, changed: text !== written || (text.includes("null") && holdsNonFinite(value)) };
+}
+
+function holdsNonFinite(value: unknown): boolean {
+  if (typeof value === "number") return !Number.isFinite(value);
+  return typeof value === "object" && value !== null && Object.values(value).some(holdsNonFinite);
 }
 
 /** Text without NUL and lone surrogates, each replaced by U+FFFD. */
 export function storableText(text: string): string {
-  const whole = text.isWellFormed() ? text : text.toWellFormed();
-  return whole.includes("\0") ? whole.replaceAll("\0", "\uFFFD") : whole;
-}
-
-/** Object keys pass `JSON.stringify`'s replacer untouched; their escapes are the only ones left to find. */
-function cleanKeys(text: string): string {
-  if (!/\\u(0000|d[89a-f])/.test(text)) return text;
-  return text.replace(/(\\\\)|\\u(?:0000|d[89a-f][0-9a-f]{2})/g, (match, escaped) => (escaped ? match : "\uFFFD"));
+  return text.toWellFormed().replaceAll("\0", "\uFFFD");
 }
 
 /** JSON with sorted keys (RFC 8785 in spirit), for hashes only. */

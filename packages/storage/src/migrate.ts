@@ -2,7 +2,7 @@
 import { Kysely, PostgresDialect } from "kysely";
 import { type Migration, Migrator } from "kysely/migration";
 import pg from "pg";
-import * as initial from "./migrations/0001_initial.ts";
+import { initial } from "./migrations/0001_initial.ts";
 import { ensurePartitions } from "./partitions.ts";
 
 const migrations: Record<string, Migration> = { "0001_initial": initial };
@@ -16,6 +16,8 @@ export const latestMigration = Object.keys(migrations).sort().at(-1)!;
  */
 export async function migrate(url: string): Promise<string[]> {
   const pool = new pg.Pool({ connectionString: url, max: 1 });
+  // The next statement says it too; without a listener it would end the process.
+  pool.on("error", () => {});
   const db = new Kysely<unknown>({ dialect: new PostgresDialect({ pool }) });
   try {
     const { error, results } = await new Migrator({

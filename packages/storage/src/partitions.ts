@@ -1,5 +1,6 @@
 /** Monthly partitions of `run_events`, made ahead of time. A month nobody made in time falls into the default partition. */
 import type pg from "pg";
+import { transaction } from "./database.ts";
 
 const monthsAhead = 3;
 
@@ -8,28 +9,22 @@ const monthsAhead = 3;
  * already fell into the default partition stays there, which costs nothing but its place in retention.
  */
 export async function ensurePartitions(pool: pg.Pool): Promise<void> {
-  const client = await pool.connect();
-  try {
-    await client.query("BEGIN");
-    await client.query("SELECT pg_advisory_xact_lock(hashtext('drover.partitions'))");
+  await transaction(pool, async (tx) => {
+    await tx.query("SELECT pg_advisory_xact_lock(hashtext('drover.partitions'))");
+    // Months are added and named in the session's time zone.
+    await tx.query("SET LOCAL TimeZone = 'UTC'");
     for (let ahead = 0; ahead <= monthsAhead; ahead++) {
-      const { rows } = await client.query<{ name: string; low: string; high: string; exists: boolean; stray: boolean }>(
+      const { rows } = await tx.query<{ name: string; low: string; high: string; exists: boolean; stray: boolean }>(
         `SELECT name, low, high, to_regclass(name) IS NOT NULL AS exists,
                 EXISTS (SELECT FROM run_events_default WHERE run_id >= low AND run_id < high) AS stray
          FROM (SELECT 'run_events_' || to_char(month, 'YYYY_MM') AS name, uuidv7_floor(month) AS low,
                       uuidv7_floor(month + interval '1 month') AS high
-               FROM (SELECT date_trunc('month', now(), 'UTC') + $1 * interval '1 month' AS month) m) p`,
+               FROM (SELECT date_trunc('month', now()) + $1 * interval '1 month' AS month) m) p`,
         [ahead],
       );
       const { name, low, high, exists, stray } = rows[0]!;
       if (!exists && !stray)
-        await client.query(`CREATE TABLE ${name} PARTITION OF run_events FOR VALUES FROM ('${low}') TO ('${high}')`);
+        await tx.query(`CREATE TABLE ${name} PARTITION OF run_events FOR VALUES FROM ('${low}') TO ('${high}')`);
     }
-    await client.query("COMMIT");
-  } catch (error) {
-    await client.query("ROLLBACK").catch(() => {});
-    throw error;
-  } finally {
-    client.release();
-  }
+  });
 }

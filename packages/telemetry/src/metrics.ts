@@ -153,9 +153,10 @@ export const metrics = {
     help: "Workers whose heartbeat is younger than their lease",
     registers,
   }),
+  streamsOpen: new Gauge({ name: "drover_streams_open", help: "Live streams this process serves", registers }),
   httpDuration: new Histogram({
     name: "drover_http_request_duration_seconds",
-    help: "Requests answered, by route and status; streams and long polls count in full",
+    help: "Requests answered, by route and status; long polls count in full, live streams not at all",
     labelNames: ["method", "route", "status"] as const,
     buckets: waitBuckets,
     registers,

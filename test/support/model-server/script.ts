@@ -3,10 +3,9 @@
  * (`ModelServerCall`), and the gate with which a test lets a stream's chunks through one by one.
  */
 
-export const wireNames = ["anthropic", "openai", "google", "openai-compatible"] as const;
-export type WireName = (typeof wireNames)[number];
+export type WireName = "anthropic" | "openai" | "google" | "openai-compatible";
 
-export interface ScriptedToolCall {
+interface ScriptedToolCall {
   id?: string;
   name: string;
   /** Sent as JSON. */
@@ -40,14 +39,14 @@ export interface ScriptedReply {
   endAfter?: number;
   /** Sends nothing more after so many text chunks, and stays open until the client goes. */
   stallAfter?: number;
-  /** An error event of the wire after so many text chunks. */
-  errorAfter?: { chunks: number; type: string; message: string; code?: number };
+  /** An error event of the wire after so many text chunks; `stay` leaves the connection open after it. */
+  errorAfter?: { chunks: number; type: string; message: string; code?: number; stay?: boolean };
   /** Every text chunk waits here first. */
   gate?: Gate;
 }
 
 /** An HTTP error, in the wire's own body unless `body` is given. */
-export interface ScriptedError {
+interface ScriptedError {
   status: number;
   headers?: Record<string, string>;
   message?: string;
@@ -55,7 +54,7 @@ export interface ScriptedError {
 }
 
 /** `connection: "reset"` destroys the socket before any answer; `"hang"` never answers. */
-export interface ScriptedConnection {
+interface ScriptedConnection {
   connection: "reset" | "hang";
 }
 

@@ -7,7 +7,7 @@ export interface Frame {
   text?: true;
 }
 
-export type ParsedRequest = Pick<ModelServerCall, "model" | "system" | "tools" | "messages">;
+type ParsedRequest = Pick<ModelServerCall, "model" | "system" | "tools" | "messages">;
 export type Json = Record<string, unknown>;
 
 export interface Wire {

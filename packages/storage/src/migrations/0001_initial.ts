@@ -2,7 +2,8 @@
  * The first schema. CHECK constraints repeat the state table of `runs/state.ts`, so that the database refuses nonsense.
  * Partial indexes name only what is moving: a finished run costs nothing but its row.
  */
-import { type Kysely, sql } from "kysely";
+import { sql } from "kysely";
+import type { Migration } from "kysely/migration";
 
 const statements = [
   `CREATE TABLE tenants (
@@ -217,6 +218,8 @@ const statements = [
   )`,
 ];
 
-export async function up(db: Kysely<unknown>): Promise<void> {
-  for (const statement of statements) await sql.raw(statement).execute(db);
-}
+export const initial: Migration = {
+  async up(db) {
+    for (const statement of statements) await sql.raw(statement).execute(db);
+  },
+};

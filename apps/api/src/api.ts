@@ -1,0 +1,137 @@
+/** One API process: opens what it needs, listens, and closes in good order. */
+import { setTimeout as pause } from "node:timers/promises";
+import { DroverError } from "@drover/protocol";
+import { openQueue, openSignals } from "@drover/queue";
+import { createSubmitter } from "@drover/runs";
+import { faultOf, isMigrated, openPool, postgresBlobs } from "@drover/storage";
+import { addSecret, collectProcessMetrics, createLogger, type Logger } from "@drover/telemetry";
+import type { ApiProcessConfig } from "./config.ts";
+import type { AgentInfo, Context, Services } from "./context.ts";
+import { bootstrap } from "./keys.ts";
+import { buildServer } from "./server.ts";
+
+export interface ApiDeps {
+  /** The agents of `drover.config.ts` by name (default: `default` alone). */
+  agents?: Record<string, AgentInfo>;
+  logger?: Logger;
+  /** Pause between two heartbeats of a live stream, ms (default 15,000). */
+  heartbeatMs?: number;
+}
+
+export interface Api {
+  /** Where it listens, as `http://host:port`. */
+  url: string;
+  /** Stops accepting, ends streams and waits, lets requests finish, then closes every connection. Can be called twice. */
+  close(): Promise<void>;
+}
+
+/** So that a request learns within a second that Postgres is away. */
+const connectTimeoutMs = 800;
+const prepareEveryMs = 1000;
+
+/**
+ * Starts the API and returns once it listens. While Postgres is away or its schema is older, it answers 503, says why at `/ready`,
+ * and tries again every second. @throws Error with the system's code when the address cannot be had, or Postgres refuses us
+ */
+export async function startApi(config: ApiProcessConfig, deps: ApiDeps = {}): Promise<Api> {
+  const logger = deps.logger ?? createLogger({ name: "api", level: config.LOG_LEVEL });
+  addSecret(config.METRICS_TOKEN);
+  collectProcessMetrics();
+  const directUrl = config.DATABASE_DIRECT_URL ?? config.DATABASE_URL;
+  const pool = openPool({
+    url: config.DATABASE_URL,
+    logger,
+    max: config.DATABASE_POOL_SIZE,
+    connectTimeoutMs,
+    applicationName: "drover api",
+  });
+  const signals = await openSignals(config, { logger, directUrl });
+  const stopping = new AbortController();
+  let services: Services | null = null;
+
+  const context: Context = {
+    config,
+    agents: deps.agents ?? { default: {} },
+    pool,
+    blobs: postgresBlobs(pool),
+    signals,
+    logger,
+    services() {
+      if (services) return services;
+      throw new DroverError("service_unavailable", "The service is starting.");
+    },
+    stopping: stopping.signal,
+    heartbeatMs: deps.heartbeatMs ?? 15_000,
+  };
+
+  const server = await buildServer(context, () => services);
+  const { app } = server;
+
+  /** Opens what needs a database of this version; null when all is open, else what is missing. */
+  async function prepare(): Promise<string | null> {
+    try {
+      if (!(await isMigrated(pool))) return "the database's schema is older than this version: run `drover migrate`";
+      await bootstrap(pool, config);
+      const queue = await openQueue(config, { logger, postgresUrl: directUrl });
+      services = { queue, submitter: createSubmitter({ pool, blobs: context.blobs, queue, logger }) };
+      server.showQueue(services);
+      return null;
+    } catch (error) {
+      if (faultOf(error) === "unavailable") return `Postgres does not answer: ${(error as Error).message}`;
+      throw error;
+    }
+  }
+
+  async function prepareInTheEnd(): Promise<void> {
+    for (let missing = await prepare(); missing !== null; missing = await prepare()) {
+      logger.warn(`not ready: ${missing}`);
+      await pause(prepareEveryMs, undefined, { signal: stopping.signal });
+    }
+    logger.info("ready");
+  }
+
+  async function closeConnections(): Promise<void> {
+    await Promise.allSettled([signals.close(), services?.queue.close()]);
+    await pool.end();
+  }
+
+  let preparing: Promise<void> | undefined;
+  try {
+    const missing = await prepare();
+    if (missing !== null) {
+      logger.warn(`not ready: ${missing}`);
+      preparing = prepareInTheEnd().catch((error) => {
+        if (!stopping.signal.aborted) logger.error({ err: error }, "the API cannot get ready");
+      });
+    }
+    await app.listen({ port: config.PORT, host: config.HOST });
+  } catch (error) {
+    stopping.abort();
+    await app.close().catch(() => {});
+    await closeConnections().catch(() => {});
+    throw error;
+  }
+
+  let closing: Promise<void> | undefined;
+  return {
+    url: urlOf(app.server.address() as { address: string; port: number }),
+    close() {
+      closing ??= (async () => {
+        stopping.abort();
+        await preparing;
+        // A connection that was busy when the closing began would stay open for its whole keep-alive time.
+        const sweep = setInterval(() => app.server.closeIdleConnections(), 50);
+        await app.close();
+        clearInterval(sweep);
+        await closeConnections();
+      })();
+      return closing;
+    },
+  };
+}
+
+/** An address that means "all" is told as the loopback one, which can be opened. */
+function urlOf({ address, port }: { address: string; port: number }): string {
+  const host = address === "0.0.0.0" || address === "::" ? "127.0.0.1" : address;
+  return `http://${host.includes(":") ? `[${host}]` : host}:${port}`;
+}

@@ -1,0 +1,213 @@
+/**
+ * API keys and the tenants they belong to. A key is shown once, at its making; the database keeps its SHA-256. Every process
+ * remembers what it looked up for a few seconds, so that a revoked key stops working within five.
+ */
+import { hash, randomBytes } from "node:crypto";
+import { newWebhookSecret } from "@drover/delivery";
+import { DroverError, fromWireId, toWireId, uuidv7 } from "@drover/protocol";
+import type { Pool, Queryable } from "@drover/storage";
+import { transaction } from "@drover/storage";
+import { addSecret } from "@drover/telemetry";
+
+export const roles = ["submitter", "approver", "operator", "admin"] as const;
+export type Role = (typeof roles)[number];
+
+/** What a route asks for. */
+export type Permission = "submit" | "read" | "cancel" | "redeliver" | "webhooks" | "board" | "secret";
+
+const granted: Record<Role, ReadonlySet<Permission>> = {
+  submitter: new Set(["submit", "read", "cancel", "redeliver"]),
+  approver: new Set(["read"]),
+  operator: new Set(["read", "cancel", "redeliver", "webhooks", "board"]),
+  admin: new Set(["submit", "read", "cancel", "redeliver", "webhooks", "board", "secret"]),
+};
+
+export const may = (role: Role, permission: Permission): boolean => granted[role].has(permission);
+
+/** Who is asking. */
+export interface Caller {
+  tenant: string;
+  role: Role;
+  keyId: string;
+}
+
+export interface NewKey {
+  id: string;
+  /** In full, this once. */
+  key: string;
+  tenant: string;
+  role: Role;
+}
+
+export interface KeyRecord {
+  id: string;
+  tenant: string;
+  role: Role;
+  name: string;
+  createdAt: Date;
+  revokedAt: Date | null;
+}
+
+const tenantName = /^[a-z0-9][a-z0-9_-]{0,62}$/;
+const defaultTenant = "default";
+/** Marks the key that configuration sets. */
+const bootstrapName = "DROVER_BOOTSTRAP_KEY";
+
+const hashOf = (key: string): Buffer => hash("sha256", key, "buffer");
+
+/**
+ * Makes a key, and its tenant when there is none of that name (with a webhook secret of its own).
+ * @throws DroverError `invalid_input` for a tenant or role that cannot be
+ */
+export async function createKey(pool: Pool, wanted: { tenant: string; role: Role; name?: string }): Promise<NewKey> {
+  const { tenant, role } = wanted;
+  if (!tenantName.test(tenant))
+    throw new DroverError("invalid_input", "A tenant's name is up to 63 lower-case letters, digits, - or _.");
+  if (!roles.includes(role)) throw new DroverError("invalid_input", `A key's role is one of ${roles.join(", ")}.`);
+  const id = uuidv7();
+  const key = `drv_${randomBytes(32).toString("base64url")}`;
+  await transaction(pool, async (tx) => {
+    await createTenant(tx, tenant, newWebhookSecret());
+    await tx.query("INSERT INTO api_keys (id, tenant, hash, role, name) VALUES ($1, $2, $3, $4, $5)", [
+      id,
+      tenant,
+      hashOf(key),
+      role,
+      wanted.name ?? "",
+    ]);
+  });
+  return { id: toWireId("key", id), key, tenant, role };
+}
+
+/** All keys, of one tenant or of all, oldest first. */
+export async function listKeys(db: Queryable, tenant?: string): Promise<KeyRecord[]> {
+  const { rows } = await db.query<{
+    id: string;
+    tenant: string;
+    role: Role;
+    name: string;
+    created_at: Date;
+    revoked_at: Date | null;
+  }>(
+    `SELECT id, tenant, role, name, created_at, revoked_at FROM api_keys
+     WHERE $1::text IS NULL OR tenant = $1 ORDER BY tenant, id`,
+    [tenant ?? null],
+  );
+  return rows.map(({ id, created_at, revoked_at, ...same }) => ({
+    ...same,
+    id: toWireId("key", id),
+    createdAt: created_at,
+    revokedAt: revoked_at,
+  }));
+}
+
+/** Revokes a key for good. False when there is none of that id; harmless when repeated. */
+export async function revokeKey(db: Queryable, id: string): Promise<boolean> {
+  const uuid = fromWireId("key", id);
+  if (!uuid) return false;
+  const { rowCount } = await db.query("UPDATE api_keys SET revoked_at = coalesce(revoked_at, now()) WHERE id = $1", [
+    uuid,
+  ]);
+  return rowCount === 1;
+}
+
+/**
+ * Makes the tenant `default` and lets the configured key in as its admin. Idempotent; safe when many processes start at once.
+ * The configuration is the truth about its key: it works even if it was revoked before, and a key configured earlier no longer does.
+ * `keys` counts the keys of `default` that work: none, and nobody can come in.
+ */
+export async function bootstrap(
+  pool: Pool,
+  config: { DROVER_BOOTSTRAP_KEY?: string | undefined; DROVER_WEBHOOK_SECRET?: string | undefined },
+): Promise<{ keys: number }> {
+  addSecret(config.DROVER_BOOTSTRAP_KEY);
+  addSecret(config.DROVER_WEBHOOK_SECRET);
+  return await transaction(pool, async (tx) => {
+    await createTenant(tx, defaultTenant, config.DROVER_WEBHOOK_SECRET ?? newWebhookSecret());
+    if (config.DROVER_BOOTSTRAP_KEY) {
+      const keyHash = hashOf(config.DROVER_BOOTSTRAP_KEY);
+      // The tenant's row is the lock that puts concurrent starters in line.
+      await tx.query("SELECT FROM tenants WHERE id = $1 FOR UPDATE", [defaultTenant]);
+      await tx.query(
+        `INSERT INTO api_keys (id, tenant, hash, role, name) VALUES ($1, $2, $3, 'admin', $4)
+         ON CONFLICT (hash) DO UPDATE SET tenant = excluded.tenant, role = 'admin', name = excluded.name, revoked_at = NULL`,
+        [uuidv7(), defaultTenant, keyHash, bootstrapName],
+      );
+      await tx.query(
+        "UPDATE api_keys SET revoked_at = now() WHERE tenant = $1 AND name = $2 AND hash <> $3 AND revoked_at IS NULL",
+        [defaultTenant, bootstrapName, keyHash],
+      );
+    }
+    const { rows } = await tx.query<{ keys: number }>(
+      "SELECT count(*) AS keys FROM api_keys WHERE tenant = $1 AND revoked_at IS NULL",
+      [defaultTenant],
+    );
+    return { keys: rows[0]!.keys };
+  });
+}
+
+async function createTenant(db: Queryable, tenant: string, webhookSecret: string): Promise<void> {
+  await db.query("INSERT INTO tenants (id, webhook_secret) VALUES ($1, $2) ON CONFLICT DO NOTHING", [
+    tenant,
+    webhookSecret,
+  ]);
+}
+
+const rememberMs = { known: 4000, unknown: 1000 };
+const mostRemembered = { known: 10_000, unknown: 1000 };
+const longestKey = 512;
+
+/** Looks up keys, at most one statement per key at a time. Comparison is of hashes, by the database's index: timing tells nothing of a key. */
+export class KeyRing {
+  readonly #db: Queryable;
+  readonly #known = new Map<string, { caller: Caller; until: number }>();
+  readonly #unknown = new Map<string, number>();
+  readonly #underWay = new Map<string, Promise<Caller | null>>();
+
+  constructor(db: Queryable) {
+    this.#db = db;
+  }
+
+  /** Who this key belongs to; null: nobody. A value where it is remembered, else a promise, which rejects when Postgres is away. */
+  authenticate(key: string): Caller | null | Promise<Caller | null> {
+    if (key === "" || key.length > longestKey) return null;
+    const digest = hash("sha256", key, "base64");
+    const now = performance.now();
+    const known = this.#known.get(digest);
+    if (known && known.until > now) return known.caller;
+    if ((this.#unknown.get(digest) ?? 0) > now) return null;
+    let lookup = this.#underWay.get(digest);
+    if (!lookup) {
+      lookup = this.#lookUp(digest).finally(() => this.#underWay.delete(digest));
+      this.#underWay.set(digest, lookup);
+    }
+    return lookup;
+  }
+
+  async #lookUp(digest: string): Promise<Caller | null> {
+    const askedAt = performance.now();
+    const { rows } = await this.#db.query<{ id: string; tenant: string; role: Role }>(
+      "SELECT id, tenant, role FROM api_keys WHERE hash = $1 AND revoked_at IS NULL",
+      [Buffer.from(digest, "base64")],
+    );
+    const row = rows[0];
+    this.#known.delete(digest);
+    this.#unknown.delete(digest);
+    if (!row) {
+      makeRoom(this.#unknown, mostRemembered.unknown);
+      this.#unknown.set(digest, askedAt + rememberMs.unknown);
+      return null;
+    }
+    const caller: Caller = { tenant: row.tenant, role: row.role, keyId: toWireId("key", row.id) };
+    makeRoom(this.#known, mostRemembered.known);
+    this.#known.set(digest, { caller, until: askedAt + rememberMs.known });
+    return caller;
+  }
+}
+
+/** Forgets the oldest entry of a full map. */
+function makeRoom(map: Map<string, unknown>, most: number): void {
+  if (map.size < most) return;
+  const oldest = map.keys().next();
+  if (!oldest.done) map.delete(oldest.value);
+}

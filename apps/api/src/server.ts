@@ -1,0 +1,141 @@
+/** The HTTP server: what is the same for every request, and all routes. */
+import { randomBytes } from "node:crypto";
+import { createRequire } from "node:module";
+import { DroverError, plannedFields, toProblem } from "@drover/protocol";
+import { metrics } from "@drover/telemetry";
+import fastify, { type FastifyBaseLogger, LogController, type onRequestHookHandler } from "fastify";
+import type { z } from "zod";
+import { authentication } from "./auth.ts";
+import type { App, Context, Services } from "./context.ts";
+import { KeyRing } from "./keys.ts";
+import { registerOpenApi } from "./openapi.ts";
+import { invalid, problemContentType, sendProblem, toFieldErrors, unknownField } from "./problems.ts";
+import { batchRoutes } from "./routes/batches.ts";
+import { boardRoutes } from "./routes/board.ts";
+import { eventRoutes } from "./routes/events.ts";
+import { operateRoutes } from "./routes/operate.ts";
+import { runRoutes } from "./routes/runs.ts";
+import { submitRoutes } from "./routes/submit.ts";
+import { webhookRoutes } from "./routes/webhooks.ts";
+
+const bodyLimit = 1024 * 1024;
+/** To send a whole request, ms: a batch of 32 MiB over a slow line. */
+const requestTimeoutMs = 300_000;
+const { version } = createRequire(import.meta.url)("../package.json") as { version: string };
+
+export interface Server {
+  app: App;
+  /** Called once the queue is open: the board shows it from then on. */
+  showQueue(services: Services): void;
+}
+
+/** Builds the server with all its routes; it does not listen yet. `services` is null until the database is ready. */
+export async function buildServer(context: Context, services: () => Services | null): Promise<Server> {
+  const { logger } = context;
+  const app: App = fastify({
+    loggerInstance: logger as FastifyBaseLogger,
+    // Lines name the request themselves: a child logger per request costs more than its parsing.
+    childLoggerFactory: (parent) => parent,
+    logController: new LogController({ disableRequestLogging: true }),
+    requestIdHeader: false,
+    genReqId: requestId,
+    bodyLimit,
+    requestTimeout: requestTimeoutMs,
+    exposeHeadRoutes: false,
+    // What comes in on an open connection while the process stops is served; nothing new is accepted.
+    return503OnClosing: false,
+    routerOptions: { maxParamLength: 200 },
+    frameworkErrors: (error, request, reply) => sendProblem(logger, error, request, reply),
+    clientErrorHandler(error, socket) {
+      if (error.code === "ECONNRESET" || socket.destroyed || !socket.writable) return;
+      const id = newRequestId();
+      const body = JSON.stringify(toProblem("invalid_input", "This is not a valid HTTP request.", id));
+      socket.end(
+        `HTTP/1.1 400 Bad Request\r\ncontent-type: ${problemContentType}\r\nx-request-id: ${id}\r\n` +
+          `content-length: ${Buffer.byteLength(body)}\r\nconnection: close\r\n\r\n${body}`,
+      );
+    },
+  }) as App;
+
+  app.setValidatorCompiler<z.ZodType>(({ schema, httpPart }) => (data) => {
+    const parsed = schema.safeParse(data);
+    if (parsed.success) return { value: parsed.data };
+    if (httpPart === "body" && data === null)
+      return { error: invalid([{ path: "", message: "is required, as application/json" }]) };
+    return { error: invalid(toFieldErrors(parsed.error.issues, plannedFields)) };
+  });
+  // Answers are typed by their schemas, and the tests check each one against the document.
+  app.setSerializerCompiler(() => (data) => JSON.stringify(data));
+
+  app.setErrorHandler((error, request, reply) => sendProblem(logger, error, request, reply));
+  app.setNotFoundHandler((request, reply) => {
+    const error = new DroverError("not_found", `There is no ${request.method} ${request.url.split("?", 1)[0]}.`);
+    sendProblem(logger, error, request, reply);
+  });
+
+  app.removeAllContentTypeParsers();
+  const parseJson = app.getDefaultJsonParser("error", "error");
+  app.addContentTypeParser("application/json", { parseAs: "string" }, (request, body, done) => {
+    // Clients that always name a type, with nothing to say.
+    if (body === "") done(null, undefined);
+    else parseJson(request, body as string, done);
+  });
+
+  app.addHook("onRequest", (request, reply, done) => {
+    reply.header("x-request-id", request.id);
+    done();
+  });
+  app.addHook("onResponse", (request, reply, done) => {
+    const route = request.routeOptions.url ?? "none";
+    metrics.httpDuration.observe({ method: request.method, route, status: reply.statusCode }, reply.elapsedTime / 1000);
+    done();
+  });
+
+  await registerOpenApi(app, version);
+  app.decorateRequest("caller", undefined as never);
+  operateRoutes(app, context, services);
+  const authenticate = authentication(new KeyRing(context.pool));
+  const comeIn: onRequestHookHandler = (request, reply, done) => {
+    if (services()) authenticate(request, reply, done);
+    else done(notReady());
+  };
+  await app.register(async (scope) => {
+    const api = scope as App;
+    api.addHook("onRoute", (route) => {
+      if (!route.config?.permission) throw new Error(`route ${String(route.method)} ${route.url} has no permission`);
+      if (route.method !== "GET" && !route.schema?.body) route.preValidation = refuseBody;
+    });
+    api.addHook("onRequest", comeIn);
+    submitRoutes(api, context);
+    batchRoutes(api, context);
+    runRoutes(api, context);
+    eventRoutes(api, context);
+    webhookRoutes(api, context);
+  });
+  const showQueue = await boardRoutes(app, context, comeIn);
+  return { app, showQueue: ({ queue }) => showQueue(queue) };
+}
+
+const notReady = () =>
+  new DroverError("service_unavailable", "The service is starting: its database is not ready. See /ready.");
+
+/** For routes that take no body: `{}` and nothing are the same, every field is one too many. */
+function refuseBody({ body }: { body: unknown }, _reply: unknown, done: (error?: Error) => void): void {
+  if (body === undefined || body === null) done();
+  else if (typeof body !== "object" || Array.isArray(body)) done(invalid([{ path: "", message: "must be empty" }]));
+  else {
+    const errors = Object.keys(body).map((path) => ({ path, message: plannedFields[path] ?? unknownField }));
+    done(errors.length > 0 ? invalid(errors) : undefined);
+  }
+}
+
+const sane = /^[\w.:/+=-]{1,128}$/;
+const processPart = randomBytes(6).toString("base64url").replaceAll(/[-_]/g, "0");
+let requests = 0;
+
+const newRequestId = (): string => `req_${processPart}${(requests++).toString(36)}`;
+
+function requestId(request: { headers: Record<string, string | string[] | undefined> }): string {
+  const given = request.headers["x-request-id"];
+  return typeof given === "string" && sane.test(given) ? given : newRequestId();
+}

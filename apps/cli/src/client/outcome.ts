@@ -1,0 +1,132 @@
+/** How client commands follow a run, wait for it and show what came of it; each with the exit code a script can use. */
+import type { ResultAnswer } from "@drover/protocol";
+import { CliError, type ExitCode, exitCodes } from "../exit.ts";
+import { duration, money, oneLine, paint, printable } from "../text.ts";
+import { followRun, Patience } from "./follow.ts";
+import type { DroverClient, Outcome } from "./http.ts";
+import { RunView } from "./view.ts";
+
+export interface FollowOptions {
+  json?: boolean;
+  toolCalls?: boolean;
+}
+
+/** Human text, a line each. */
+export function print(...lines: string[]): void {
+  process.stdout.write(`${lines.join("\n")}\n`);
+}
+
+/** One JSON document; on one line where more follow. */
+export function printJson(value: unknown, options: { line?: boolean } = {}): void {
+  process.stdout.write(`${JSON.stringify(value, null, options.line ? undefined : 2)}\n`);
+}
+
+/**
+ * Shows the run as it happens, until its end or Ctrl-C, which leaves it going. JSON: a line for each event, then the result's.
+ * @returns the exit code of the run's end
+ */
+export async function followToEnd(
+  client: DroverClient,
+  id: string,
+  options: FollowOptions & { after: number },
+): Promise<ExitCode> {
+  const view = options.json ? undefined : new RunView((text) => process.stdout.write(text));
+  const onTrouble = (message: string) => (view ? view.note(message) : warn(message));
+  try {
+    await untilInterrupted(id, async (signal) => {
+      for await (const followed of followRun(client, id, { after: options.after, signal, onTrouble })) {
+        if (view) view.show(followed);
+        else if ("event" in followed) printJson(followed.event, { line: true });
+      }
+    });
+  } finally {
+    view?.close();
+  }
+  const outcome = await client.result(id, options);
+  if (options.json && outcome.final) printJson(documentOf(outcome), { line: true });
+  return codeOf(outcome);
+}
+
+/** Resolves with true when the run is final, false when `limitSeconds` passed before. Ctrl-C ends the waiting and not the run. */
+export async function waitToEnd(
+  client: DroverClient,
+  id: string,
+  limitSeconds = Number.POSITIVE_INFINITY,
+): Promise<boolean> {
+  const until = performance.now() + limitSeconds * 1000;
+  return await untilInterrupted(id, async (signal) => {
+    const patience = new Patience(signal, warn);
+    patience.renew();
+    for (;;) {
+      const left = (until - performance.now()) / 1000;
+      if (left <= 0) return false;
+      try {
+        const { finished_at } = await client.status(id, Math.min(30, left), signal);
+        if (finished_at !== null) return true;
+        patience.renew();
+      } catch (error) {
+        signal.throwIfAborted();
+        if (error instanceof CliError && error.exitCode !== exitCodes.unreachable) throw error;
+        await patience.wait(error);
+      }
+    }
+  });
+}
+
+/** Prints the result there is: the output on standard output, the rest on standard error. */
+export async function showOutcome(client: DroverClient, id: string, options: FollowOptions): Promise<ExitCode> {
+  const outcome = await client.result(id, options);
+  if (!outcome.final) {
+    if (options.json) printJson(await client.status(id));
+    else warn(`${id} has not ended yet; follow it with: drover events ${id} --follow`);
+    return exitCodes.notFinal;
+  }
+  const { result } = outcome;
+  if (options.json) printJson(documentOf(outcome));
+  else {
+    if (result.output !== null) print(printable(result.output));
+    const facts = paint("dim", factsOf(result), process.stderr);
+    if ("problem" in outcome) warn(`${facts}  ${paint("red", reasonOf(outcome.problem.error), process.stderr)}`);
+    else if (result.status === "partial")
+      warn(`${facts}  ${paint("yellow", `partial: ${result.stop_reason}`, process.stderr)}`);
+    else warn(facts);
+  }
+  return codeOf(outcome);
+}
+
+const warn = (line: string): void => void process.stderr.write(`${line}\n`);
+
+const reasonOf = ({ code, message }: { code: string; message: string }): string => printable(`${code}: ${message}`);
+
+/** The result, with the error of a run that failed or was cancelled. */
+const documentOf = (outcome: Extract<Outcome, { final: true }>) =>
+  "problem" in outcome ? { ...outcome.result, error: outcome.problem.error } : outcome.result;
+
+function factsOf(result: ResultAnswer): string {
+  const tools = result.tools_called.length > 0 ? `, tools: ${oneLine(result.tools_called.join(", "), 300)}` : "";
+  return `${duration(result.duration_seconds * 1000)}, ${money(result.cost_usd)}, ${result.tokens_used.total} tokens${tools}`;
+}
+
+export function codeOf(outcome: Outcome): ExitCode {
+  if (!outcome.final) return exitCodes.notFinal;
+  if ("problem" in outcome) return exitCodes.failed;
+  return outcome.result.status === "partial" ? exitCodes.partial : exitCodes.done;
+}
+
+/** @throws CliError at Ctrl-C, which ends the watching and not the run */
+async function untilInterrupted<T>(id: string, body: (signal: AbortSignal) => Promise<T>): Promise<T> {
+  const stop = new AbortController();
+  const onSignal = () => stop.abort(new Error("interrupted"));
+  for (const signal of ["SIGINT", "SIGTERM"] as const) process.once(signal, onSignal);
+  try {
+    return await body(stop.signal);
+  } catch (error) {
+    if (!stop.signal.aborted) throw error;
+    throw new CliError(exitCodes.interrupted, `${id} goes on`, [
+      `see it:  drover events ${id} --follow`,
+      `end it:  drover cancel ${id}`,
+    ]);
+  } finally {
+    for (const signal of ["SIGINT", "SIGTERM"] as const) process.off(signal, onSignal);
+  }
+}

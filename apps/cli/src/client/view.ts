@@ -1,0 +1,186 @@
+/** A run's log as it happens, for a person: one line for each event, the model's text as it streams. Works without a terminal too. */
+import type { EventData, LogEvent } from "@drover/harness";
+import { duration, money, oneLine, paint, printable } from "../text.ts";
+import { type Delta, type Followed, isFinalEvent } from "./follow.ts";
+import { ReplyText } from "./reply-text.ts";
+
+const gutter = 20;
+const indent = " ".repeat(gutter);
+/**
+ * The first pieces of a reply are held back so long, ms: a short reply is then shown at once, and whole. Longer for the first reply:
+ * following may have begun after it, and then its beginning is only in the event at its end.
+ */
+const holdMs = { first: 1000, later: 200 };
+
+export class RunView {
+  readonly #write: (text: string) => void;
+  readonly #text = new ReplyText();
+  #timer: NodeJS.Timeout | undefined;
+  #startedAt: number | undefined;
+  /** Time of the last event by the run's own clock, and when it came here. */
+  #last = { at: 0, here: performance.now() };
+  /** Owner of the run as the log says so far; pieces of a later one wait for the log. */
+  #epoch = 0;
+  /** Tool calls without a result: the next reply begins after them. */
+  #open = 0;
+  #waiting: Delta[] = [];
+  #replies = 0;
+  #cost: number | null = 0;
+  #tokens = 0;
+
+  constructor(write: (text: string) => void) {
+    this.#write = write;
+  }
+
+  show(followed: Followed): void {
+    if ("delta" in followed) this.#delta(followed.delta);
+    else this.#event(followed.event);
+  }
+
+  /** A line between the events, such as trouble with the connection. */
+  note(text: string): void {
+    this.#endLine();
+    this.#write(`${indent}${paint("yellow", text)}\n`);
+  }
+
+  /** Ends a line that streams, before somebody else writes. Nothing is shown afterwards. */
+  close(): void {
+    clearTimeout(this.#timer);
+    this.#endLine();
+  }
+
+  #delta(delta: Delta): void {
+    if (delta.epoch < this.#epoch) return;
+    if (delta.epoch > this.#epoch) {
+      this.#waiting.push(delta);
+      return;
+    }
+    if (this.#text.isEmpty)
+      this.#timer ??= setTimeout(() => this.#stream(), this.#replies === 0 ? holdMs.first : holdMs.later);
+    this.#text.add(delta.text);
+    if (this.#text.isShown) this.#stream();
+  }
+
+  /** Prints what has come of the reply, unless something is to be printed before it. */
+  #stream(): void {
+    this.#timer = undefined;
+    if (this.#open > 0) return;
+    const isFirst = !this.#text.isShown;
+    const text = this.#text.take();
+    if (text === "") return;
+    if (isFirst) this.#head(this.#last.at + (performance.now() - this.#last.here), "model");
+    this.#write(block(text));
+  }
+
+  #event(event: LogEvent): void {
+    const at = Date.parse(event.at);
+    this.#startedAt ??= at;
+    this.#last = { at, here: performance.now() };
+    switch (event.type) {
+      case "model.partial":
+      case "tool.intent":
+        return;
+      case "model.call":
+        this.#reply(at, event.data);
+        return;
+      case "run.started":
+        this.#endLine();
+        this.#text.drop();
+        break;
+      case "tool.result":
+        this.#open = Math.max(0, this.#open - 1);
+        break;
+      default:
+        this.#endLine();
+    }
+    const [name, text] = describe(event);
+    this.#head(at, name);
+    this.#write(`${text}${this.#totals(event)}\n`);
+    if (event.type === "run.started") {
+      this.#epoch = event.data.epoch;
+      for (const delta of this.#waiting.splice(0)) this.#delta(delta);
+    } else if (event.type === "tool.result" && this.#timer === undefined) this.#stream();
+  }
+
+  #reply(at: number, { text, tool_calls, usage, cost_usd }: EventData["model.call"]): void {
+    this.#replies++;
+    const wasShown = this.#text.isShown;
+    const { rest, again } = this.#text.end(text);
+    if (again) this.#write("\n");
+    if ((again || !wasShown) && rest !== "") this.#head(at, "model");
+    if (wasShown || rest !== "") this.#write(`${block(rest)}\n`);
+    for (const call of tool_calls) {
+      this.#head(at, "tool");
+      this.#write(`${paint("cyan", "→")} ${oneLine(call.name, 64)} ${paint("dim", oneLine(call.input))}\n`);
+    }
+    this.#open = tool_calls.length;
+    this.#tokens += usage.input + usage.output;
+    this.#cost = cost_usd === null || this.#cost === null ? null : this.#cost + cost_usd;
+  }
+
+  #totals(event: LogEvent): string {
+    if (!isFinalEvent(event) || this.#startedAt === undefined) return "";
+    const took = duration(Date.parse(event.at) - this.#startedAt);
+    return paint("dim", `  ${took}, ${money(this.#cost)}, ${this.#tokens} tokens`);
+  }
+
+  #head(at: number, name: string): void {
+    const seconds = ((at - (this.#startedAt ?? at)) / 1000).toFixed(2);
+    this.#write(`${paint("dim", `${seconds.padStart(7)} s`)}  ${name.padEnd(gutter - 11)}`);
+  }
+
+  /** A reply that was cut: its line ends where it is. */
+  #endLine(): void {
+    if (this.#text.isShown) this.#write("\n");
+    this.#text.drop();
+  }
+}
+
+const block = (text: string): string => printable(text).replaceAll("\n", `\n${indent}`);
+
+const describeEnd: Partial<Record<LogEvent["type"], (data: EventData["run.failed"]) => string>> = {
+  "run.completed": () => paint("green", "completed"),
+  "run.partial": (data) => paint("yellow", `partial (${data.stop_reason}) `) + oneLine(data.error?.message ?? ""),
+  "run.failed": (data) => paint("red", `failed (${data.stop_reason}) `) + oneLine(data.error?.message ?? "", 300),
+  "run.cancelled": () => paint("yellow", "cancelled"),
+};
+
+/** What stands beside an event's time: a word, and the telling part. */
+function describe(event: LogEvent): [string, string] {
+  switch (event.type) {
+    case "run.queued":
+      return ["queued", `for agent ${oneLine(event.data.agent, 64)}`];
+    case "run.started":
+      return ["started", event.data.attempt > 1 ? `attempt ${event.data.attempt}` : "by a worker"];
+    case "model.failed": {
+      const { code, message, retry_in_ms } = event.data;
+      const next = retry_in_ms === null ? "" : `, again in ${duration(retry_in_ms)}`;
+      return ["model", paint("red", `failed (${code}) `) + oneLine(message) + next];
+    }
+    case "tool.result": {
+      const { tool_name, status, output, duration_ms } = event.data;
+      const mark = status === "ok" ? paint("green", "←") : paint("red", `← ${status}`);
+      return [
+        "tool",
+        `${mark} ${oneLine(tool_name, 64)} ${oneLine(output)} ${paint("dim", `(${duration(duration_ms)})`)}`,
+      ];
+    }
+    case "run.retrying": {
+      const { attempt, delay_ms, error } = event.data;
+      return ["retrying", `attempt ${attempt} in ${duration(delay_ms)}: ${oneLine(error.message)}`];
+    }
+    case "run.handed_over":
+      return ["handed over", "its worker is stopping, another goes on"];
+    case "run.rescued":
+      return ["rescued", "its worker died, another goes on"];
+    case "run.cancel_requested":
+      return ["cancelling", "its worker has been told"];
+    case "run.completed":
+    case "run.partial":
+    case "run.failed":
+    case "run.cancelled":
+      return ["end", describeEnd[event.type]!(event.data)];
+    default:
+      return [event.type, ""];
+  }
+}

@@ -1,0 +1,253 @@
+/** Every command with its options and help. What a command does is loaded when it is used, so that `--help` is quick. */
+import { Command, InvalidArgumentError, Option } from "commander";
+import type { DroverClient } from "./client/http.ts";
+import type { LookOptions } from "./client/look.ts";
+import { exitCodes, exitMeanings } from "./exit.ts";
+
+/** `onExit` gets the code of the command that ran. */
+export function createProgram(onExit: (code: number) => void): Command {
+  const program = new Command("drover")
+    .description("Background jobs for AI agents: durable runs, limits, retries, signed webhooks.")
+    .version("0.1.0")
+    .exitOverride()
+    .showHelpAfterError("(--help shows how it is used)")
+    .configureHelp({ sortSubcommands: false, helpWidth: Math.min(process.stdout.columns ?? 100, 110) })
+    .addHelpText("after", `\n${exitCodeHelp()}\n\nMore: docs/cli.md`);
+
+  const run = (action: () => Promise<number>) => action().then(onExit);
+  processCommands(program, run);
+  clientCommands(program, run);
+  return program;
+}
+
+type Run = (action: () => Promise<number>) => Promise<void>;
+
+// ------------------------------------------------------------------------------------------------------ processes
+
+function processCommands(program: Command, run: Run): void {
+  const service = (name: string) =>
+    program
+      .command(name)
+      .option("--port <port>", "port of the API (PORT)")
+      .option("--host <address>", "address of the API (HOST, default 127.0.0.1)")
+      .option("--redis <url>", "BullMQ on this Redis (REDIS_URL); without: on Postgres")
+      .addOption(dataDir());
+
+  service("dev")
+    .helpGroup("Service:")
+    .summary("run the whole service here until Ctrl-C")
+    .description(
+      "Runs the whole service on this machine until Ctrl-C: Postgres (embedded in the data folder unless DATABASE_URL is set), " +
+        "one API and one worker process. `npm start` runs this.",
+    )
+    .option("--json", "log lines as JSON, as when standard output is no terminal")
+    .addHelpText(
+      "after",
+      examples("drover dev", "drover dev --port 9000 --data-dir /tmp/try", "drover dev --redis redis://127.0.0.1:6379"),
+    )
+    .action((options) => run(async () => (await import("./service/dev.ts")).dev(options)));
+
+  service("demo")
+    .helpGroup("Service:")
+    .summary("see one run from submission to verified webhook")
+    .description(
+      "Starts the service, submits a query over HTTP, follows it live, receives and verifies its signed webhook, and stops again. " +
+        "Uses the built-in demo model: no account, no network. `npm run demo` runs this.",
+    )
+    .option("--json", "one JSON document with all of it at the end")
+    .action((options) => run(async () => (await import("./service/demo.ts")).demo(options)));
+
+  for (const [name, summary] of [
+    ["api", "run one API process"],
+    ["worker", "run one worker process"],
+  ] as const)
+    program
+      .command(name)
+      .helpGroup("Service:")
+      .summary(summary)
+      .description(
+        `${summary[0]!.toUpperCase()}${summary.slice(1)}, configured by the environment; DATABASE_URL must be set and migrated. SIGTERM stops it in good order.`,
+      )
+      .addHelpText("after", examples(`DATABASE_URL=postgres://… drover ${name}`))
+      .action(() => run(async () => (await import("./service/processes.ts")).runProcess(name)));
+
+  program
+    .command("migrate")
+    .helpGroup("Service:")
+    .summary("bring the database to this version's schema")
+    .description(
+      "Brings the database of DATABASE_URL (or DATABASE_DIRECT_URL, where that is a transaction pooler) to this version's schema, " +
+        "BullMQ's tables included unless REDIS_URL is set. Safe to repeat and to run in several places at once.",
+    )
+    .option("--json", "the answer as JSON")
+    .action((options) => run(async () => (await import("./service/processes.ts")).migrateDatabase(options)));
+
+  const keys = program
+    .command("keys")
+    .helpGroup("Service:")
+    .description(
+      "API keys, straight in the database: DATABASE_URL, else that of the service that `drover dev` runs on the data folder, else its " +
+        "embedded Postgres, started for the moment.",
+    );
+  keys
+    .command("create")
+    .description("Make a key, and its tenant when there is none of that name. The key is shown this once.")
+    .option("--tenant <name>", "whose key it is", "default")
+    .addOption(
+      new Option("--role <role>", "what it may do")
+        .choices(["submitter", "approver", "operator", "admin"])
+        .default("submitter"),
+    )
+    .option("--name <text>", "a note for the list")
+    .addOption(dataDir())
+    .option("--json", "the answer as JSON: { id, key, tenant, role }")
+    .addHelpText(
+      "after",
+      examples("drover keys create --tenant acme --name ci", "drover keys create --role admin --json"),
+    )
+    .action((options) => run(async () => (await import("./service/keys.ts")).create(options)));
+  keys
+    .command("list")
+    .description("List the keys; the keys themselves are not stored.")
+    .option("--tenant <name>", "of this tenant only")
+    .addOption(dataDir())
+    .option("--json", "the answer as JSON")
+    .action((options) => run(async () => (await import("./service/keys.ts")).list(options)));
+  keys
+    .command("revoke")
+    .description("Revoke a key for good. It stops working within seconds.")
+    .argument("<id>", "key_…, as `drover keys list` shows it")
+    .addOption(dataDir())
+    .option("--json", "the answer as JSON")
+    .action((id, options) => run(async () => (await import("./service/keys.ts")).revoke(id, options)));
+}
+
+// --------------------------------------------------------------------------------------------------------- clients
+
+function clientCommands(program: Command, run: Run): void {
+  const client = (name: string, summary: string) =>
+    program
+      .command(name)
+      .helpGroup("Client:")
+      .summary(summary)
+      .description(`${summary[0]!.toUpperCase()}${summary.slice(1)}.`)
+      .option("--url <url>", "where the service is (DROVER_URL, default: the one `drover dev` runs here)")
+      .option("--key <key>", "API key (DROVER_API_KEY, default: the one `drover dev` keeps; visible to `ps`)")
+      .addOption(dataDir())
+      .option("--json", "JSON on standard output");
+  const connect = async (options: object): Promise<DroverClient> => {
+    // A reader that has seen enough (`drover list | head`) is no error.
+    process.stdout.on("error", () => process.exit(exitCodes.done));
+    const [{ DroverClient }, { findTarget }] = await Promise.all([
+      import("./client/http.ts"),
+      import("./client/target.ts"),
+    ]);
+    return new DroverClient(await findTarget(options));
+  };
+  const wait = () =>
+    new Option("--wait [seconds]", "wait for the end, at most so long").argParser(positive).conflicts("follow");
+
+  client("run", "submit a query")
+    .argument("<query...>", "what the agent is to do; - reads it from standard input")
+    .option("--follow", "show what happens, as it happens, until the end")
+    .addOption(wait())
+    .option("--agent <name>", "which agent runs it")
+    .option("--model <provider/model>", "in place of the agent's model")
+    .option("--context <json>", "data for the agent: a JSON object, or @file")
+    .option("--system <text>", "in place of the agent's system prompt")
+    .option("--user <id>", "whom the query is for")
+    .option("--temperature <number>", "of the model", number)
+    .option("--max-iterations <n>", "model turns at most", number)
+    .option("--max-cost <usd>", "end when the model calls have cost so much", number)
+    .option("--soft <seconds>", "active time after which the agent wraps up", number)
+    .option("--hard <seconds>", "active time after which the run is ended", number)
+    .option("--deadline <time>", "absolute limit, such as 2026-11-21T09:30:00Z")
+    .option("--priority <0..9>", "9 is the most urgent", number)
+    .option("--delay <seconds>", "start so much later", number)
+    .option("--callback-url <url>", "gets a signed webhook when the run ends")
+    .option("--metadata <key=value>", "kept with the run, searchable; may be repeated", pairs)
+    .option("--idempotency-key <key>", "the same key and query again make nothing new")
+    .option("--tool-calls", "with --wait or --follow and --json: the tool calls in the result")
+    .addHelpText(
+      "after",
+      examples(
+        'drover run "What is 17 * 23?" --follow',
+        'drover run "Summarise the report" --context @report.json --wait --json',
+        'drover run "Nightly check" --agent checker --delay 3600 --callback-url https://example.com/hooks --metadata job=nightly',
+        "cat question.txt | drover run - --wait 60",
+      ),
+    )
+    .action((words: string[], options) =>
+      run(async () => (await import("./client/run.ts")).run(await connect(options), words, options)),
+    );
+
+  const look = (name: "status" | "result" | "events" | "cancel", summary: string) =>
+    client(name, summary)
+      .argument("<id>", "run_…")
+      .action((id: string, options: LookOptions) =>
+        run(async () => (await import("./client/look.ts"))[name](await connect(options), id, options)),
+      );
+  look("status", "show how a run stands").addOption(wait());
+  look("result", "print a run's output")
+    .addOption(wait())
+    .option("--tool-calls", "with --json: the tool calls too")
+    .addHelpText("after", examples("drover result run_0193… > answer.txt", "drover result run_0193… --wait 60 --json"));
+  look("events", "print a run's log")
+    .option("--follow", "go on as it happens, until the end")
+    .option("--after <seq>", "only events after this one", number)
+    .addHelpText("after", examples("drover events run_0193… --follow", "drover events run_0193… --json | jq .type"));
+  look("cancel", "cancel a run");
+
+  client("list", "list runs, newest first")
+    .option(
+      "--status <status>",
+      "queued, running, waiting, completed, partial, failed, cancelled; may be repeated",
+      several,
+    )
+    .option("--agent <name>")
+    .option("--user <id>")
+    .option("--metadata <key=value>", "may be repeated", pairs)
+    .option("--created-after <time>", "such as 2026-11-21T09:30:00Z")
+    .option("--created-before <time>")
+    .option("--limit <n>", "runs of one page", number)
+    .option("--cursor <cursor>", "the next page, as the one before says")
+    .addHelpText(
+      "after",
+      examples("drover list --status failed --limit 10", "drover list --metadata job=nightly --json"),
+    )
+    .action((options) => run(async () => (await import("./client/look.ts")).list(await connect(options), options)));
+}
+
+// --------------------------------------------------------------------------------------------------------- pieces
+
+const dataDir = () =>
+  new Option("--data-dir <folder>", "folder of the local service (DROVER_DATA_DIR, default .drover)");
+
+function number(text: string): number {
+  const value = Number(text);
+  if (text.trim() === "" || !Number.isFinite(value)) throw new InvalidArgumentError("It must be a number.");
+  return value;
+}
+
+function positive(text: string): number {
+  const value = number(text);
+  if (value <= 0) throw new InvalidArgumentError("It must be more than 0.");
+  return value;
+}
+
+function pairs(text: string, before: Record<string, string> = {}): Record<string, string> {
+  const at = text.indexOf("=");
+  if (at < 1) throw new InvalidArgumentError("It must be key=value.");
+  return { ...before, [text.slice(0, at)]: text.slice(at + 1) };
+}
+
+const several = (text: string, before: string[] = []): string[] => [...before, text];
+
+const examples = (...lines: string[]): string => `\nExamples:\n${lines.map((line) => `  $ ${line}`).join("\n")}`;
+
+function exitCodeHelp(): string {
+  const rows = Object.entries(exitCodes).map(
+    ([name, code]) => `  ${String(code).padStart(3)}  ${exitMeanings[name as keyof typeof exitCodes]}`,
+  );
+  return ["Exit codes:", ...rows].join("\n");
+}

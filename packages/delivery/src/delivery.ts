@@ -1,0 +1,196 @@
+/**
+ * The loop of a worker process: fan out, claim, send, write down. It wakes by a nudge or a ring, when the next delivery is
+ * due, when a place it was short of comes free, and once a second whatever happens; so a lost wake-up costs a second.
+ */
+import { setTimeout as pause } from "node:timers/promises";
+import type { Egress } from "@drover/egress";
+import { type Blobs, faultOf, type Pool } from "@drover/storage";
+import type { Logger } from "@drover/telemetry";
+import { Bell } from "./bell.ts";
+import { messageBody } from "./body.ts";
+import { type ClaimedDelivery, claimDue, nextDueInMs } from "./claim.ts";
+import { disableGone } from "./endpoints.ts";
+import { fanOut } from "./fan-out.ts";
+import { Lanes } from "./lanes.ts";
+import { type Attempt, createOutcomeWriter, type DeliveryStatus } from "./outcome.ts";
+import { send, unsent } from "./send.ts";
+
+export interface DeliveryOptions {
+  pool: Pool;
+  blobs: Blobs;
+  egress: Pick<Egress, "request">;
+  logger: Logger;
+  metrics?: DeliveryMetrics;
+  /** Requests under way at once (default 200). */
+  concurrency?: number;
+  /** Of these, to one destination (default 8): an endpoint, or the callbacks of one tenant to one origin. */
+  perDestination?: number;
+  /** Subscribes to rings from other processes: `(ring) => signals.onRing("delivery", ring)`. Returns the unsubscription. */
+  onRing?: (ring: () => void) => () => void;
+  /** For a whole request and its answer, ms (default 15,000, which is what clients are told). */
+  timeoutMs?: number;
+}
+
+export interface DeliveryMetrics {
+  /** One try is written down: how long its request took in ms, and what became of it. */
+  delivered(ms: number, result: "delivered" | "retry" | "failed" | "disabled"): void;
+}
+
+export interface Delivery {
+  start(): void;
+  /** Something may be due: a run was settled, a delivery was asked for. Cheap, never throws. */
+  nudge(): void;
+  /**
+   * Claims nothing more, waits up to `graceMs` (default 15,000) for the requests under way and cuts those that are left:
+   * they stay claimed and come again, here or elsewhere, within half a minute.
+   */
+  close(graceMs?: number): Promise<void>;
+}
+
+const pollMs = 1000;
+/** After losing a race for the same deliveries to another worker. */
+const contendedMs = 20;
+const fanOutPage = 500;
+/** How long a claim outlives the request's deadline: time to write the outcome down. */
+const slackMs = 15_000;
+const defaultTimeoutMs = 15_000;
+/** How long a close waits for what was cut: only a statement that Postgres does not answer takes longer. */
+const cutMs = 1000;
+
+const metricNames = { delivered: "delivered", pending: "retry", failed: "failed", disabled: "disabled" } as const;
+
+export function createDelivery(options: DeliveryOptions): Delivery {
+  const { pool, blobs, egress, logger, metrics } = options;
+  const timeoutMs = options.timeoutMs ?? defaultTimeoutMs;
+  const lanes = new Lanes(options.concurrency ?? 200, options.perDestination ?? 8);
+  const bell = new Bell();
+  const cut = new AbortController();
+  const write = createOutcomeWriter(pool, cut.signal);
+  const underWay = new Set<Promise<void>>();
+  let closing = false;
+  let running: Promise<void> | undefined;
+  let unsubscribe = () => {};
+
+  async function run(): Promise<void> {
+    let failing = false;
+    while (!closing) {
+      let idleMs = pollMs;
+      try {
+        idleMs = await pass();
+        if (failing) logger.info("deliveries go on");
+        failing = false;
+      } catch (error) {
+        if (!failing) logger.warn({ err: error }, "deliveries cannot go on for now");
+        failing = true;
+      }
+      if (!closing) await bell.heard(idleMs);
+    }
+  }
+
+  /** Returns how long there is nothing to do unless the bell rings, ms. */
+  async function pass(): Promise<number> {
+    const more = (await fanOut(pool, fanOutPage)) === fanOutPage;
+    const idleMs = await claim();
+    return more ? 0 : idleMs;
+  }
+
+  async function claim(): Promise<number> {
+    const limits = lanes.ask();
+    if (closing || limits.most === 0) return pollMs;
+    const { claimed, contended } = await claimDue(pool, limits, timeoutMs + slackMs);
+    lanes.enter(
+      claimed.map((delivery) => delivery.destination),
+      limits,
+    );
+    for (const delivery of claimed) begin(delivery);
+    if (contended) return contendedMs;
+    return Math.min(pollMs, Math.ceil(await nextDueInMs(pool)));
+  }
+
+  function begin(delivery: ClaimedDelivery): void {
+    const work = attempt(delivery)
+      .catch((error) => {
+        if (!cut.signal.aborted)
+          logger.error({ err: error, delivery: delivery.id }, "a delivery stays claimed and comes again");
+        return null;
+      })
+      .then((failed) => {
+        underWay.delete(work);
+        if (lanes.leave(delivery.destination, failed)) bell.ring();
+      });
+    underWay.add(work);
+  }
+
+  /** Tries once. Returns whether the receiver failed; null when nothing was learnt about it. */
+  async function attempt(delivery: ClaimedDelivery): Promise<boolean | null> {
+    const body = await build(delivery);
+    const outcome =
+      typeof body === "string"
+        ? await send(egress, delivery, { body, timeoutMs, signal: cut.signal })
+        : unsent(delivery, body);
+    const status = await write(outcome);
+    if (status === null) {
+      logger.debug({ delivery: delivery.id, attempt: delivery.attempt }, "an outcome came too late and was dropped");
+      return null;
+    }
+    report(delivery, outcome, status);
+    if (outcome.result === "gone" && delivery.endpointId) {
+      // Should the process die right here, the next delivery to this endpoint hears 410 again.
+      await disableGone(pool, { tenant: delivery.tenant, id: delivery.endpointId, url: delivery.url });
+    }
+    return typeof body === "string" ? outcome.result !== "delivered" : null;
+  }
+
+  /** The body, or why there is none. Throws while Postgres is away: the delivery stays claimed and comes again. */
+  async function build(delivery: ClaimedDelivery): Promise<string | { result: "retry" | "failed"; error: string }> {
+    try {
+      const body = await messageBody(pool, blobs, delivery);
+      return body ?? { result: "failed", error: "what this message is about no longer exists" };
+    } catch (error) {
+      if (faultOf(error) === "unavailable") throw error;
+      logger.error({ err: error, delivery: delivery.id }, "a message could not be built");
+      return { result: "retry", error: "the message could not be built (internal error)" };
+    }
+  }
+
+  function report(delivery: ClaimedDelivery, outcome: Attempt, status: DeliveryStatus): void {
+    metrics?.delivered(outcome.durationMs, metricNames[status]);
+    const { statusCode, error, durationMs } = outcome;
+    const line = {
+      delivery: delivery.id,
+      run: delivery.runId,
+      attempt: delivery.attempt,
+      statusCode,
+      error,
+      durationMs,
+    };
+    if (status === "failed" || status === "disabled") logger.warn(line, `delivery ${status}`);
+    else logger.debug(line, status === "delivered" ? "delivered" : "delivery will be tried again");
+  }
+
+  async function drain(): Promise<void> {
+    await running;
+    await Promise.all(underWay);
+  }
+
+  return {
+    start() {
+      if (running || closing) return;
+      unsubscribe = options.onRing?.(() => bell.ring()) ?? unsubscribe;
+      running = run();
+    },
+    nudge: () => bell.ring(),
+    async close(graceMs = defaultTimeoutMs) {
+      closing = true;
+      unsubscribe();
+      bell.ring();
+      const over = new AbortController();
+      const patience = pause(graceMs, undefined, { signal: over.signal })
+        .then(() => cut.abort(new Error("stopping")))
+        .then(() => pause(cutMs, undefined, { signal: over.signal }));
+      await Promise.race([drain(), patience]);
+      over.abort();
+      await patience.catch(() => {});
+    },
+  };
+}

@@ -1,0 +1,208 @@
+/**
+ * Endpoints and secrets: what a tenant's admin does. Every statement carries the tenant, and another tenant's id answers like
+ * a missing one. Whoever calls has validated: URLs by `validateUrl` of egress, events against `messageTypes` of protocol.
+ */
+import { DroverError, uuidv7 } from "@drover/protocol";
+import type { Queryable } from "@drover/storage";
+import { testType } from "./fan-out.ts";
+import { giveUpAfterMs } from "./schedule.ts";
+import { newWebhookSecret } from "./signature.ts";
+
+export interface Endpoint {
+  id: string;
+  url: string;
+  /** Message types it gets; null: all. */
+  events: string[] | null;
+  description: string;
+  enabled: boolean;
+  /** Why it is disabled: `disabled by request`, or what the receiver answered. */
+  disabledReason: string | null;
+  createdAt: Date;
+}
+
+interface EndpointRow {
+  id: string;
+  url: string;
+  events: string[] | null;
+  description: string;
+  enabled: boolean;
+  disabled_reason: string | null;
+  created_at: Date;
+}
+
+const columns = "id, url, events, description, enabled, disabled_reason, created_at";
+/** How long an old secret signs beside the new one, seconds. */
+const defaultOverlapSeconds = 86_400;
+const disabledByRequest = "disabled by request";
+
+/** Ends what an endpoint that was just disabled (CTE `off`) is still owed. Rows are locked in the order of their ids, as everywhere. */
+const stopDeliveries = `
+  owed AS (
+    SELECT d.id FROM deliveries d JOIN off ON d.destination = off.id::text AND d.endpoint_id = off.id
+    WHERE d.status = 'pending' ORDER BY d.id FOR UPDATE OF d),
+  stopped AS (UPDATE deliveries d SET status = 'disabled', next_at = NULL FROM owed WHERE d.id = owed.id)`;
+
+function toEndpoint(row: EndpointRow): Endpoint {
+  const { disabled_reason, created_at, ...same } = row;
+  return { ...same, disabledReason: disabled_reason, createdAt: created_at };
+}
+
+/** Makes an endpoint, enabled. Its secret is in this answer and in that of a rotation, nowhere else. */
+export async function createEndpoint(
+  db: Queryable,
+  tenant: string,
+  endpoint: { url: string; events?: readonly string[] | null; description?: string },
+): Promise<Endpoint & { secret: string }> {
+  const secret = newWebhookSecret();
+  const { rows } = await db.query<EndpointRow>(
+    `INSERT INTO endpoints (id, tenant, url, events, description, secret) VALUES ($1, $2, $3, $4, $5, $6) RETURNING ${columns}`,
+    [uuidv7(), tenant, endpoint.url, endpoint.events ?? null, endpoint.description ?? "", secret],
+  );
+  return { ...toEndpoint(rows[0]!), secret };
+}
+
+/** A tenant's endpoints, newest first; `before` is the id (uuid) of the last one of the page before. */
+export async function listEndpoints(
+  db: Queryable,
+  tenant: string,
+  page: { limit: number; before?: string },
+): Promise<Endpoint[]> {
+  const { rows } = await db.query<EndpointRow>(
+    `SELECT ${columns} FROM endpoints WHERE tenant = $1 AND ($2::uuid IS NULL OR id < $2) ORDER BY id DESC LIMIT $3`,
+    [tenant, page.before ?? null, page.limit],
+  );
+  return rows.map(toEndpoint);
+}
+
+export async function readEndpoint(db: Queryable, tenant: string, id: string): Promise<Endpoint | null> {
+  const { rows } = await db.query<EndpointRow>(`SELECT ${columns} FROM endpoints WHERE tenant = $1 AND id = $2`, [
+    tenant,
+    id,
+  ]);
+  return rows[0] ? toEndpoint(rows[0]) : null;
+}
+
+/** What is missing stays as it is. */
+export interface EndpointPatch {
+  /** Also where pending deliveries go from their next try on. */
+  url?: string;
+  /** null: all. */
+  events?: readonly string[] | null;
+  description?: string;
+  /** false: its pending deliveries become `disabled`, and stay so when it is enabled again (redeliver them). */
+  enabled?: boolean;
+}
+
+/** Changes an endpoint; null when the tenant has none of that id. */
+export async function updateEndpoint(
+  db: Queryable,
+  tenant: string,
+  id: string,
+  patch: EndpointPatch,
+): Promise<Endpoint | null> {
+  const { rows } = await db.query<EndpointRow>(
+    `WITH changed AS (
+       UPDATE endpoints SET
+         url = coalesce($3, url),
+         events = CASE WHEN $4 THEN $5::text[] ELSE events END,
+         description = coalesce($6, description),
+         enabled = coalesce($7, enabled),
+         disabled_reason = CASE coalesce($7, enabled) WHEN false THEN coalesce(disabled_reason, '${disabledByRequest}') END
+       WHERE tenant = $1 AND id = $2 RETURNING ${columns}),
+     off AS (SELECT id FROM changed WHERE NOT enabled),${stopDeliveries}
+     SELECT ${columns} FROM changed`,
+    [
+      tenant,
+      id,
+      patch.url ?? null,
+      patch.events !== undefined,
+      patch.events ?? null,
+      patch.description ?? null,
+      patch.enabled ?? null,
+    ],
+  );
+  return rows[0] ? toEndpoint(rows[0]) : null;
+}
+
+/** After a 410: disables the endpoint and what it is owed, unless its URL was changed in the meantime. Harmless when repeated. */
+export async function disableGone(db: Queryable, endpoint: { tenant: string; id: string; url: string }): Promise<void> {
+  await db.query(
+    `WITH off AS (
+       UPDATE endpoints SET enabled = false, disabled_reason = 'answered 410: gone for good'
+       WHERE tenant = $1 AND id = $2 AND url = $3 AND enabled RETURNING id),${stopDeliveries}
+     SELECT FROM off`,
+    [endpoint.tenant, endpoint.id, endpoint.url],
+  );
+}
+
+/** Removes an endpoint with all its deliveries and their log. False when the tenant has none of that id. */
+export async function deleteEndpoint(db: Queryable, tenant: string, id: string): Promise<boolean> {
+  const { rowCount } = await db.query("DELETE FROM endpoints WHERE tenant = $1 AND id = $2", [tenant, id]);
+  return rowCount === 1;
+}
+
+/**
+ * Gives an endpoint a new secret; requests carry a signature of the old one as well for `overlapSeconds` (0: not at all, for
+ * a secret that leaked). Only the latest old one: a second rotation within the time ends the first. null when there is no such endpoint.
+ */
+export async function rotateEndpointSecret(
+  db: Queryable,
+  tenant: string,
+  id: string,
+  overlapSeconds: number = defaultOverlapSeconds,
+): Promise<{ secret: string } | null> {
+  const secret = newWebhookSecret();
+  const { rowCount } = await db.query(
+    `UPDATE endpoints SET old_secret = secret, old_secret_until = now() + $4 * interval '1 second', secret = $3
+     WHERE tenant = $1 AND id = $2`,
+    [tenant, id, secret, overlapSeconds],
+  );
+  return rowCount === 1 ? { secret } : null;
+}
+
+/** The secret that the tenant's callbacks are signed with; null when there is no such tenant. */
+export async function readDefaultSecret(db: Queryable, tenant: string): Promise<{ secret: string } | null> {
+  const { rows } = await db.query<{ secret: string }>("SELECT webhook_secret AS secret FROM tenants WHERE id = $1", [
+    tenant,
+  ]);
+  return rows[0] ?? null;
+}
+
+/** Gives the tenant's callbacks a new secret; otherwise as `rotateEndpointSecret`. */
+export async function rotateDefaultSecret(
+  db: Queryable,
+  tenant: string,
+  overlapSeconds: number = defaultOverlapSeconds,
+): Promise<{ secret: string } | null> {
+  const secret = newWebhookSecret();
+  const { rowCount } = await db.query(
+    `UPDATE tenants SET old_webhook_secret = webhook_secret, old_webhook_secret_until = now() + $3 * interval '1 second',
+       webhook_secret = $2
+     WHERE id = $1`,
+    [tenant, secret, overlapSeconds],
+  );
+  return rowCount === 1 ? { secret } : null;
+}
+
+/**
+ * Owes an endpoint one `endpoint.test` message, due at once, and returns its delivery; null when there is no such endpoint.
+ * @throws DroverError `conflict` when the endpoint is disabled
+ */
+export async function sendTest(db: Queryable, tenant: string, id: string): Promise<{ deliveryId: string } | null> {
+  const deliveryId = uuidv7();
+  const { rows } = await db.query<{ enabled: boolean }>(
+    `WITH target AS (SELECT id, tenant, url, enabled FROM endpoints WHERE tenant = $1 AND id = $2 FOR KEY SHARE),
+     message AS (
+       INSERT INTO messages (id, tenant, type, endpoint_id, fanned_out)
+       SELECT $3, tenant, $4, id, true FROM target WHERE enabled RETURNING id),
+     made AS (
+       INSERT INTO deliveries (id, tenant, message_id, endpoint_id, type, url, destination, give_up_at, next_at)
+       SELECT $5, t.tenant, m.id, t.id, $4, t.url, t.id::text, now() + $6 * interval '1 ms', now() FROM target t, message m)
+     SELECT enabled FROM target`,
+    [tenant, id, uuidv7(), testType, deliveryId, giveUpAfterMs],
+  );
+  const target = rows[0];
+  if (!target) return null;
+  if (!target.enabled) throw new DroverError("conflict", "The endpoint is disabled: enable it first.");
+  return { deliveryId };
+}

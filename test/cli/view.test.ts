@@ -1,0 +1,184 @@
+/** What a person sees of a run: text that comes in pieces, late, twice or not at all is shown whole and once; the timeline. */
+import type { EventData, EventType, LogEvent } from "@drover/harness";
+import fc from "fast-check";
+import { describe, expect, it, vi } from "vitest";
+import { ReplyText } from "../../apps/cli/src/client/reply-text.ts";
+import { drawTimeline, timelineOf } from "../../apps/cli/src/client/timeline.ts";
+import { RunView } from "../../apps/cli/src/client/view.ts";
+import { readable } from "../../apps/cli/src/service/log-lines.ts";
+
+let seq = 0;
+function event<T extends EventType>(type: T, ms: number, data: Partial<EventData[T]>): LogEvent {
+  return { seq: ++seq, type, at: new Date(1_800_000_000_000 + ms).toISOString(), data } as unknown as LogEvent;
+}
+const reply = (iteration: number, ms: number, text: string, tools: string[] = []) =>
+  event("model.call", ms, {
+    iteration,
+    text,
+    tool_calls: tools.map((name, n) => ({ id: `c${n}`, name, input: {} })),
+    usage: { input: 10, output: 5, cached: 0 },
+    cost_usd: 0.001,
+    duration_ms: 100,
+  });
+
+/** Cuts a text into pieces at the given points. */
+function cut(text: string, points: number[]): string[] {
+  const at = [...new Set([0, ...points.map((point) => point % (text.length + 1)), text.length])].sort((a, b) => a - b);
+  return at.slice(1).map((end, index) => text.slice(at[index], end));
+}
+
+describe("ReplyText", () => {
+  const word = fc.string({ unit: fc.constantFrom("a", "b", " ", "\n"), minLength: 1, maxLength: 12 });
+
+  it("prints every reply whole, however its pieces come around its end", () => {
+    const replies = fc.array(
+      fc.record({
+        text: word,
+        points: fc.array(fc.nat(20), { maxLength: 4 }),
+        late: fc.nat(4),
+        printed: fc.boolean(),
+      }),
+      { maxLength: 5 },
+    );
+    fc.assert(
+      fc.property(replies, (all) => {
+        const text = new ReplyText();
+        let pending: string[] = [];
+        for (const { text: said, points, late, printed } of all) {
+          let shown = "";
+          const pieces = [...pending, ...cut(said, points)];
+          // The last pieces come only after the event that ends the reply.
+          pending = pieces.splice(Math.max(pending.length, pieces.length - late));
+          for (const piece of pieces) {
+            text.add(piece);
+            if (printed) shown += text.take();
+          }
+          const { rest, again } = text.end(said);
+          expect((again ? "" : shown) + rest).toBe(said.trimStart());
+        }
+      }),
+      { numRuns: 2000 },
+    );
+  });
+
+  it("prints the whole again when its beginning was missed, and knows the next one's pieces from its own", () => {
+    const text = new ReplyText();
+    text.add("missed this.");
+    expect(text.take()).toBe("missed this.");
+    expect(text.end("You missed this. And more")).toEqual({ rest: "You missed this. And more", again: true });
+    text.add(" And more");
+    expect(text.isEmpty).toBe(true);
+    text.add("Next");
+    expect(text.take()).toBe("Next");
+  });
+});
+
+describe("RunView", () => {
+  const started = (ms = 10, epoch = 1) => event("run.started", ms, { epoch, attempt: 1, worker: "w" });
+  const result = (ms: number, name: string) =>
+    event("tool.result", ms, { tool_name: name, status: "ok", output: 4, duration_ms: 1 });
+
+  function view() {
+    let text = "";
+    const shown = new RunView((piece) => {
+      text += piece;
+    });
+    return { shown, text: () => text, lines: () => text.trimEnd().split("\n") };
+  }
+
+  it("shows a reply's text after the tools it follows, though its pieces came before their results", () => {
+    vi.useFakeTimers();
+    const { shown, lines } = view();
+    shown.show({ event: event("run.queued", 0, { agent: "default" }) });
+    shown.show({ delta: { epoch: 1, text: "I will" } });
+    shown.show({ event: started() });
+    shown.show({ event: reply(1, 100, "I will look.", ["look"]) });
+    shown.show({ delta: { epoch: 1, text: " look.It" } });
+    vi.advanceTimersByTime(5000);
+    shown.show({ event: result(200, "look") });
+    shown.show({ delta: { epoch: 1, text: " is 4." } });
+    shown.show({ event: reply(2, 300, "It is 4.") });
+    shown.show({ event: event("run.completed", 310, { output: "It is 4." }) });
+    vi.useRealTimers();
+    expect(lines().map((line) => line.slice(11).trim())).toEqual([
+      "queued   for agent default",
+      "started  by a worker",
+      "model    I will look.",
+      "tool     → look {}",
+      "tool     ← look 4 (1 ms)",
+      "model    It is 4.",
+      "end      completed  310 ms, $0.0020, 30 tokens",
+    ]);
+  });
+
+  it("begins anew when another worker takes over, and drops what the old one still says", () => {
+    const { shown, text } = view();
+    shown.show({ event: started(10, 1) });
+    shown.show({ event: event("run.rescued", 500, {}) });
+    shown.show({ event: started(510, 2) });
+    shown.show({ delta: { epoch: 1, text: "ghost" } });
+    shown.show({ event: reply(1, 600, "Fresh.") });
+    expect(text()).not.toContain("ghost");
+    expect(text()).toContain("its worker died, another goes on");
+  });
+
+  it("never lets a model or a tool move the terminal's cursor", () => {
+    const { shown, text } = view();
+    shown.show({ event: started() });
+    shown.show({ event: reply(1, 20, "a\u001b[2Jb\rc\u009bd") });
+    shown.show({ event: result(30, "x\u001b]0;title\u0007") });
+    // biome-ignore lint/suspicious/noControlCharactersInRegex: these are what must not be there.
+    expect(text()).not.toMatch(/[\u0000-\u0009\u000b-\u001f\u007f-\u009f]/);
+  });
+});
+
+describe("timeline", () => {
+  it("draws waiting, model and tool calls where they were, in proportion", () => {
+    const events = [
+      event("run.queued", 0, {}),
+      event("run.started", 100, {}),
+      reply(1, 300, "x", ["wait"]),
+      event("tool.result", 900, { tool_name: "wait", duration_ms: 600 }),
+      event("run.completed", 1000, {}),
+    ];
+    expect(timelineOf(events).map(({ label, from, to }) => [label, from, to])).toEqual([
+      ["queued", 0, 100],
+      ["model 1", 200, 300],
+      ["wait", 300, 900],
+    ]);
+    const [queued, model, wait] = drawTimeline(events) as [string, string, string];
+    expect(queued).toMatch(/^queued {2}█{4} +100 ms$/);
+    expect(model.indexOf("█")).toBeGreaterThan(queued.indexOf("█"));
+    expect(wait).toMatch(/^wait +█{2}\S+ +600 ms$/);
+    expect(new Set([queued, model, wait].map((line) => line.length)).size).toBe(1);
+  });
+
+  it("of no events is nothing", () => expect(drawTimeline([])).toEqual([]));
+});
+
+describe("readable log lines", () => {
+  const time = "2026-11-21T02:25:36.365Z";
+  it("are one line with the fields, an error's reason included", () => {
+    const line = JSON.stringify({
+      level: 40,
+      time,
+      name: "worker",
+      pid: 3,
+      run: "r1",
+      err: { message: "no way", stack: "S\n at x" },
+      msg: "failed",
+    });
+    expect(readable("worker", line).replace(/^\S+ /, "")).toBe("worker   failed run=r1 error=no way");
+  });
+  it("keep an error's stack from level error on, and whatever is no record as it is", () => {
+    const line = JSON.stringify({
+      level: 50,
+      time,
+      err: { message: "no way", stack: "E: no way\n    at x" },
+      msg: "failed",
+    });
+    expect(readable("api", line)).toMatch(/failed error=no way\n {4}at x$/);
+    expect(readable("api", "{ no json")).toMatch(/api {6}\{ no json$/);
+    expect(readable("api", '{"time":5,"msg":null}')).toMatch(/api/);
+  });
+});

@@ -1,0 +1,145 @@
+/** Migrations and partitions, on empty databases of the real server. */
+import { uuidv7 } from "@drover/protocol";
+import { ensurePartitions, isMigrated, latestMigration, migrate, openPool, type Pool } from "@drover/storage";
+import { createLogger } from "@drover/telemetry";
+import { afterEach, describe, expect, it } from "vitest";
+import { adminQuery, createEmptyDatabase, type TestDatabase } from "../support/database.ts";
+
+const opened: { database: TestDatabase; pool: Pool }[] = [];
+afterEach(async () => {
+  for (const { database, pool } of opened.splice(0)) {
+    await pool.end();
+    await database.drop();
+  }
+});
+
+async function emptyDatabase(): Promise<{ database: TestDatabase; pool: Pool }> {
+  const database = await createEmptyDatabase();
+  const pool = openPool({ url: database.url, logger: createLogger({ name: "test", level: "silent" }) });
+  opened.push({ database, pool });
+  return { database, pool };
+}
+
+const partitionsOf = async (pool: Pool): Promise<{ name: string; bound: string }[]> =>
+  (
+    await pool.query(
+      `SELECT c.relname AS name, pg_get_expr(c.relpartbound, c.oid) AS bound
+       FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+       WHERE i.inhparent = 'run_events'::regclass AND c.relname <> 'run_events_default' ORDER BY 1`,
+    )
+  ).rows;
+
+/** `run_events_2026_11` and the like for the month that is so many months ahead, in UTC. */
+function monthName(ahead: number): string {
+  const now = new Date();
+  const month = new Date(Date.UTC(now.getUTCFullYear(), now.getUTCMonth() + ahead, 1));
+  return `run_events_${month.toISOString().slice(0, 7).replace("-", "_")}`;
+}
+
+/** The bounds Postgres should show: ids from the first millisecond of the month to that of the next. */
+function monthBound(ahead: number): string {
+  const now = new Date();
+  const floor = (months: number) => {
+    const ms = Date.UTC(now.getUTCFullYear(), now.getUTCMonth() + months, 1);
+    const hex = ms.toString(16).padStart(12, "0");
+    return `${hex.slice(0, 8)}-${hex.slice(8)}-0000-0000-000000000000`;
+  };
+  return `FOR VALUES FROM ('${floor(ahead)}') TO ('${floor(ahead + 1)}')`;
+}
+
+async function partitionOf(pool: Pool, runId: string): Promise<string> {
+  const { rows } = await pool.query<{ name: string }>(
+    `INSERT INTO run_events (run_id, seq, type, data, event_id) VALUES ($1, 1, 'run.queued', '{}', $2)
+     RETURNING tableoid::regclass::text AS name`,
+    [runId, uuidv7()],
+  );
+  return rows[0]!.name;
+}
+
+/** An id made so many months from now, in the middle of the month. */
+function idAhead(months: number): string {
+  const now = new Date();
+  const ms = Date.UTC(now.getUTCFullYear(), now.getUTCMonth() + months, 15);
+  const hex = ms.toString(16).padStart(12, "0");
+  return `${hex.slice(0, 8)}-${hex.slice(8)}-7000-8000-000000000001`;
+}
+
+describe("migrate", () => {
+  it("lets five starters come at once: one does the work, all find it done", async () => {
+    const { database, pool } = await emptyDatabase();
+    expect(await isMigrated(pool)).toBe(false);
+    const ran = await Promise.all(Array.from({ length: 5 }, () => migrate(database.url)));
+    expect(ran.flat()).toEqual([latestMigration]);
+    expect(await isMigrated(pool)).toBe(true);
+    expect(await partitionsOf(pool)).toHaveLength(4);
+  });
+
+  it("does nothing the second time", async () => {
+    const { database } = await emptyDatabase();
+    expect(await migrate(database.url)).toEqual([latestMigration]);
+    expect(await migrate(database.url)).toEqual([]);
+  });
+
+  it("leaves nothing behind when it fails, and works once the cause is gone", async () => {
+    const { database, pool } = await emptyDatabase();
+    await pool.query("CREATE TABLE deliveries (in_the_way int)");
+    await expect(migrate(database.url)).rejects.toMatchObject({ code: "42P07" });
+    expect(await isMigrated(pool)).toBe(false);
+    expect((await pool.query("SELECT to_regclass('runs') AS runs")).rows[0].runs).toBeNull();
+    await pool.query("DROP TABLE deliveries");
+    expect(await migrate(database.url)).toEqual([latestMigration]);
+    expect(await isMigrated(pool)).toBe(true);
+  });
+
+  it("rejects when there is no database to migrate", async () => {
+    const { database } = await emptyDatabase();
+    const url = new URL(database.url);
+    url.pathname = "/there_is_no_such_database";
+    await expect(migrate(url.href)).rejects.toMatchObject({ code: "3D000" });
+  });
+
+  it("knows a database that is not migrated, and one whose bookkeeping is newer", async () => {
+    const { database, pool } = await emptyDatabase();
+    await migrate(database.url);
+    await pool.query("INSERT INTO kysely_migration (name, timestamp) VALUES ('9999_later', 'now')");
+    expect(await isMigrated(pool)).toBe(true);
+    await pool.query("DELETE FROM kysely_migration WHERE name = $1", [latestMigration]);
+    expect(await isMigrated(pool)).toBe(false);
+  });
+});
+
+describe("partitions", () => {
+  it.each(["UTC", "America/New_York", "Asia/Kolkata", "Pacific/Kiritimati"])(
+    "are whole months of UTC on a server that lives in %s",
+    async (zone) => {
+      const { database, pool } = await emptyDatabase();
+      await adminQuery(database.url, `ALTER DATABASE ${database.name} SET timezone = '${zone}'`);
+      await migrate(database.url);
+      expect(await partitionsOf(pool)).toEqual([0, 1, 2, 3].map((n) => ({ name: monthName(n), bound: monthBound(n) })));
+    },
+  );
+
+  it("take this month's and the next months' runs; the far future goes to the default one", async () => {
+    const { database, pool } = await emptyDatabase();
+    await migrate(database.url);
+    expect(await partitionOf(pool, uuidv7())).toBe(monthName(0));
+    expect(await partitionOf(pool, idAhead(3))).toBe(monthName(3));
+    expect(await partitionOf(pool, idAhead(4))).toBe("run_events_default");
+    expect(await partitionOf(pool, idAhead(600))).toBe("run_events_default");
+    const { rows } = await pool.query("SELECT uuidv7_now() AS id, extract(epoch FROM clock_timestamp()) * 1000 AS now");
+    const madeAt = Number.parseInt(rows[0].id.replaceAll("-", "").slice(0, 12), 16);
+    expect(Math.abs(madeAt - rows[0].now)).toBeLessThan(5000);
+    expect(rows[0].id).toMatch(/^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab]/);
+    expect(await partitionOf(pool, rows[0].id)).toBe(monthName(0));
+  });
+
+  it("are made again where they are missing, by many at once, and not where rows are in the default one already", async () => {
+    const { database, pool } = await emptyDatabase();
+    await migrate(database.url);
+    await pool.query(`DROP TABLE ${monthName(1)}, ${monthName(2)}`);
+    expect(await partitionOf(pool, idAhead(2))).toBe("run_events_default");
+    await Promise.all(Array.from({ length: 5 }, () => ensurePartitions(pool)));
+    expect((await partitionsOf(pool)).map(({ name }) => name)).toEqual([monthName(0), monthName(1), monthName(3)]);
+    expect(await partitionOf(pool, idAhead(1))).toBe(monthName(1));
+  });
+});
