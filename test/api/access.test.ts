@@ -68,7 +68,9 @@ describe("a key", () => {
     const { id, key } = await createKey(world.pool, { tenant: "default", role: "submitter" });
     expect((await world.get("/query", { key })).status).toBe(200);
     expect(await revokeKey(world.pool, id)).toBe(true);
-    await expect.poll(async () => (await world.get("/query", { key })).status, { timeout: 5000, interval: 200 }).toBe(401);
+    await expect
+      .poll(async () => (await world.get("/query", { key })).status, { timeout: 5000, interval: 200 })
+      .toBe(401);
     expect(await revokeKey(world.pool, id)).toBe(true);
     const [record] = (await listKeys(world.pool, "default")).filter((one) => one.id === id);
     expect(record).toMatchObject({ role: "submitter", revokedAt: expect.any(Date) });
@@ -99,7 +101,9 @@ describe("bootstrap", () => {
     const secret = `whsec_${Buffer.alloc(32, 7).toString("base64")}`;
     const before = (await world.get("/webhooks/secret")).body.secret;
     const answers = await Promise.all(
-      Array.from({ length: 20 }, () => bootstrap(pool, { DROVER_BOOTSTRAP_KEY: "starters-0123456789", DROVER_WEBHOOK_SECRET: secret })),
+      Array.from({ length: 20 }, () =>
+        bootstrap(pool, { DROVER_BOOTSTRAP_KEY: "starters-0123456789", DROVER_WEBHOOK_SECRET: secret }),
+      ),
     );
     expect(new Set(answers.map(({ keys }) => keys)).size).toBe(1);
     const hash = createHash("sha256").update("starters-0123456789").digest();

@@ -8,10 +8,13 @@ beforeAll(async () => {
 });
 afterAll(() => world.close());
 
-const count = async (table: string) => (await world.pool.query(`SELECT count(*) AS n FROM ${table}`)).rows[0].n as number;
+const count = async (table: string) =>
+  (await world.pool.query(`SELECT count(*) AS n FROM ${table}`)).rows[0].n as number;
 const itemsOf = async (batchId: string) =>
   (
-    await world.pool.query("SELECT * FROM runs WHERE batch_id = $1 ORDER BY batch_index", [fromWireId("batch", batchId)])
+    await world.pool.query("SELECT * FROM runs WHERE batch_id = $1 ORDER BY batch_index", [
+      fromWireId("batch", batchId),
+    ])
   ).rows;
 const batchOf = async (batchId: string) =>
   (await world.pool.query("SELECT * FROM batches WHERE id = $1", [fromWireId("batch", batchId)])).rows[0];
@@ -26,10 +29,18 @@ test.each([
   ["an unknown field of an item", { queries: [{ query: "a", nope: 1 }] }, ["queries[0].nope"]],
   ["a session of an item", { queries: [{ query: "a", session_id: "s" }] }, ["queries[0].session_id"]],
   ["an item's agent", { queries: ["a", { query: "b", agent: "nobody" }] }, ["queries[1].agent"]],
-  ["an item's limits", { queries: [{ query: "a", limits: { soft_seconds: 9, hard_seconds: 3 } }] }, ["queries[0].limits.soft_seconds"]],
+  [
+    "an item's limits",
+    { queries: [{ query: "a", limits: { soft_seconds: 9, hard_seconds: 3 } }] },
+    ["queries[0].limits.soft_seconds"],
+  ],
   ["an item's callback", { queries: [{ query: "a", callback_url: "http://10.1.1.1" }] }, ["queries[0].callback_url"]],
   ["an item's metadata", { queries: [{ query: "a", metadata: { k: 1 } }] }, ["queries[0].metadata.k"]],
-  ["several items", { queries: [{ priority: 11, query: "a" }, "b", { query: 1 }] }, ["queries[0].priority", "queries[2].query"]],
+  [
+    "several items",
+    { queries: [{ priority: 11, query: "a" }, "b", { query: 1 }] },
+    ["queries[0].priority", "queries[2].query"],
+  ],
   ["wrong defaults, once and not for every item", { queries: ["a", "b", { query: "c" }], agent: "nobody" }, ["agent"]],
   ["default events without a callback", { queries: ["a"], events: ["batch.completed"] }, ["events"]],
   ["an unknown field", { queries: ["a"], querys: 1 }, ["querys"]],
@@ -89,11 +100,14 @@ test("the callback hears of items and batch, or only of what its events name", a
   expect(await batchOf(all)).toMatchObject({ callback_url, callback_events: null });
   expect((await itemsOf(all))[0]).toMatchObject({ callback_url, callback_events: null });
 
-  const batchOnly = (await world.post("/query/batch", { queries: ["a"], callback_url, events: ["batch.completed"] })).body.batch_id;
+  const batchOnly = (await world.post("/query/batch", { queries: ["a"], callback_url, events: ["batch.completed"] }))
+    .body.batch_id;
   expect(await batchOf(batchOnly)).toMatchObject({ callback_url, callback_events: ["batch.completed"] });
   expect((await itemsOf(batchOnly))[0]).toMatchObject({ callback_url: null, callback_events: null });
 
-  const some = (await world.post("/query/batch", { queries: ["a"], callback_url, events: ["batch.completed", "query.failed"] })).body.batch_id;
+  const some = (
+    await world.post("/query/batch", { queries: ["a"], callback_url, events: ["batch.completed", "query.failed"] })
+  ).body.batch_id;
   expect((await itemsOf(some))[0]).toMatchObject({ callback_url, callback_events: ["query.failed"] });
 });
 
@@ -127,7 +141,11 @@ test("progress, cost and results are counted from the items; the last page has n
   await owner.say("answer a");
   await owner.end("completed", { output: "answer a", stop_reason: null, error: null });
   const failing = await world.own(second.task_id);
-  await failing.end("failed", { output: null, stop_reason: "model_error", error: { code: "model_error", message: "No." } });
+  await failing.end("failed", {
+    output: null,
+    stop_reason: "model_error",
+    error: { code: "model_error", message: "No." },
+  });
 
   const { body: after } = await world.get(`${batch.check_url}?limit=2`);
   expect(after).toMatchObject({ status: "running", completed_count: 2, total_cost_usd: 0.001 });

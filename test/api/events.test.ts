@@ -13,7 +13,10 @@ const open: SseStream[] = [];
 afterEach(() => {
   for (const stream of open.splice(0)) stream.close();
 });
-async function follow(id: string, options: { after?: number; lastEventId?: string; accept?: string } = {}): Promise<SseStream> {
+async function follow(
+  id: string,
+  options: { after?: number; lastEventId?: string; accept?: string } = {},
+): Promise<SseStream> {
   const query = options.after === undefined ? "" : `?after=${options.after}`;
   const stream = await openStream(`${world.url}/query/${id}/events${query}`, {
     authorization: `Bearer ${world.adminKey}`,
@@ -56,16 +59,21 @@ describe("as JSON", () => {
     const second = (await world.get(`/query/${id}/events?limit=4&cursor=${first.next_cursor}`)).body;
     expect([...first.data, ...second.data].map((event) => event.seq)).toEqual(upTo(7));
     expect(second.next_cursor).toBeNull();
-    expect((await world.get(`/query/${id}/events?after=5`)).body.data.map((event: { seq: number }) => event.seq)).toEqual([6, 7]);
+    expect(
+      (await world.get(`/query/${id}/events?after=5`)).body.data.map((event: { seq: number }) => event.seq),
+    ).toEqual([6, 7]);
     expect((await world.get(`/query/${id}/events?after=7`)).body).toEqual({ data: [], next_cursor: null });
   });
 
-  test.each(["after=-1", "after=x", "after=1.5", "limit=0", "cursor=nope", "after=1&cursor=ZXZlbnRzIDE"])("?%s is refused", async (query) => {
-    const id = await world.submit();
-    const { status, body } = await world.get(`/query/${id}/events?${query}`);
-    expect(status).toBe(400);
-    expect(paths(body)).toEqual([query.split("=")[0]]);
-  });
+  test.each(["after=-1", "after=x", "after=1.5", "limit=0", "cursor=nope", "after=1&cursor=ZXZlbnRzIDE"])(
+    "?%s is refused",
+    async (query) => {
+      const id = await world.submit();
+      const { status, body } = await world.get(`/query/${id}/events?${query}`);
+      expect(status).toBe(400);
+      expect(paths(body)).toEqual([query.split("=")[0]]);
+    },
+  );
 
   test("is what a wildcard gets", async () => {
     const id = await world.submit();
@@ -147,16 +155,19 @@ describe("as a stream", () => {
     expect(stream.events).toEqual([]);
   });
 
-  test.each(["5", "-1", "x", "99999999999"])("Last-Event-ID %s of a log with four events is refused", async (lastEventId) => {
-    const id = await ended(4);
-    const { status, body } = await world.get(`/query/${id}/events`, {
-      headers: { accept: "text/event-stream", "last-event-id": lastEventId },
-    });
-    expect(status).toBe(400);
-    expect(paths(body)).toEqual(["Last-Event-ID"]);
-    const paged = await world.get(`/query/${id}/events?limit=5`, { headers: { accept: "text/event-stream" } });
-    expect(paths(paged.body)).toEqual(["limit"]);
-  });
+  test.each(["5", "-1", "x", "99999999999"])(
+    "Last-Event-ID %s of a log with four events is refused",
+    async (lastEventId) => {
+      const id = await ended(4);
+      const { status, body } = await world.get(`/query/${id}/events`, {
+        headers: { accept: "text/event-stream", "last-event-id": lastEventId },
+      });
+      expect(status).toBe(400);
+      expect(paths(body)).toEqual(["Last-Event-ID"]);
+      const paged = await world.get(`/query/${id}/events?limit=5`, { headers: { accept: "text/event-stream" } });
+      expect(paths(paged.body)).toEqual(["limit"]);
+    },
+  );
 
   test("text shows as it streams, between the events and without an id", async () => {
     const id = await world.submit();
@@ -166,15 +177,21 @@ describe("as a stream", () => {
     const runId = fromWireId("run", id)!;
     // Best effort: said again until it is heard.
     let heard: SseEvent | undefined;
-    const listening = stream.next((event) => event.event === "delta").then((event) => {
-      heard = event;
-    });
+    const listening = stream
+      .next((event) => event.event === "delta")
+      .then((event) => {
+        heard = event;
+      });
     while (!heard) {
       world.signals.delta(runId, owner.epoch, "three\n\nhundred");
       await Promise.race([listening, new Promise((resolve) => setTimeout(resolve, 100))]);
     }
     expect(heard.id).toBeUndefined();
-    expect(JSON.parse(heard.data)).toEqual({ task_id: id, epoch: 1, text: expect.stringMatching(/^(three\n\nhundred)+$/) });
+    expect(JSON.parse(heard.data)).toEqual({
+      task_id: id,
+      epoch: 1,
+      text: expect.stringMatching(/^(three\n\nhundred)+$/),
+    });
     await owner.end("completed", done);
     await stream.ended;
     expect(seqs(logged(stream))).toEqual([1, 2, 3]);

@@ -130,7 +130,11 @@ describe("GET /query/status/{id}", () => {
     const failed = await world.submit();
     const owner = await world.own(failed);
     await owner.say("half of it");
-    await owner.end("failed", { ...nothing, stop_reason: "time_limit", error: { code: "time_limit", message: "Over." } });
+    await owner.end("failed", {
+      ...nothing,
+      stop_reason: "time_limit",
+      error: { code: "time_limit", message: "Over." },
+    });
     expect((await world.get(`/query/status/${failed}`)).body).toMatchObject({
       status: "failed",
       stop_reason: "time_limit",
@@ -241,7 +245,11 @@ describe("GET /query/result/{id}", () => {
     const failed = await world.submit();
     const owner = await world.own(failed);
     await owner.say("half of it");
-    await owner.end("failed", { ...nothing, stop_reason: "auth_failed", error: { code: "auth_failed", message: "The provider refused the key." } });
+    await owner.end("failed", {
+      ...nothing,
+      stop_reason: "auth_failed",
+      error: { code: "auth_failed", message: "The provider refused the key." },
+    });
     const answer = await world.get(`/query/result/${failed}?include=tool_calls`);
     expect(answer.status).toBe(409);
     expect(answer.headers.get("content-type")).toBe("application/problem+json; charset=utf-8");
@@ -292,14 +300,25 @@ describe("GET /execution/{id}", () => {
 });
 
 describe("an id that is none", () => {
-  test.each(["run_", "run_xyz", `RUN_${"0".repeat(32)}`, `bat_${"0".repeat(32)}`, `run_${"0".repeat(33)}`, "%00", "a".repeat(201)])(
-    "%s is not found",
-    async (id) => {
-      for (const path of [`/query/status/${id}`, `/query/result/${id}`, `/execution/${id}`, `/query/${id}/events`, `/query/${id}/deliveries`])
-        expect((await world.get(path)).status, path).toBe(404);
-      expect((await world.post(`/query/${id}/cancel`)).status).toBe(404);
-    },
-  );
+  test.each([
+    "run_",
+    "run_xyz",
+    `RUN_${"0".repeat(32)}`,
+    `bat_${"0".repeat(32)}`,
+    `run_${"0".repeat(33)}`,
+    "%00",
+    "a".repeat(201),
+  ])("%s is not found", async (id) => {
+    for (const path of [
+      `/query/status/${id}`,
+      `/query/result/${id}`,
+      `/execution/${id}`,
+      `/query/${id}/events`,
+      `/query/${id}/deliveries`,
+    ])
+      expect((await world.get(path)).status, path).toBe(404);
+    expect((await world.post(`/query/${id}/cancel`)).status).toBe(404);
+  });
 });
 
 describe("GET /query", () => {

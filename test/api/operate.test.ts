@@ -14,14 +14,24 @@ import { environment, redisEnvironment, silent, startWorld, type World } from ".
 
 const bootstrapKey = "operate-0123456789abcdef";
 const start = (databaseUrl: string, env: Record<string, string> = {}): Promise<Api> =>
-  startApi(loadConfig(apiProcessConfig, environment(databaseUrl, { DROVER_BOOTSTRAP_KEY: bootstrapKey, ...env })), { logger: silent });
+  startApi(loadConfig(apiProcessConfig, environment(databaseUrl, { DROVER_BOOTSTRAP_KEY: bootstrapKey, ...env })), {
+    logger: silent,
+  });
 
 async function ask(url: string, init: RequestInit & { key?: string } = {}) {
   const { key = bootstrapKey, ...rest } = init;
-  const response = await fetch(url, { ...rest, headers: { authorization: `Bearer ${key}`, "content-type": "application/json", ...rest.headers } });
+  const response = await fetch(url, {
+    ...rest,
+    headers: { authorization: `Bearer ${key}`, "content-type": "application/json", ...rest.headers },
+  });
   const text = await response.text();
   // biome-ignore lint/suspicious/noExplicitAny: whatever came.
-  return { status: response.status, headers: response.headers, text, body: (text.startsWith("{") ? JSON.parse(text) : text) as any };
+  return {
+    status: response.status,
+    headers: response.headers,
+    text,
+    body: (text.startsWith("{") ? JSON.parse(text) : text) as any,
+  };
 }
 const submit = (url: string) => ask(`${url}/query`, { method: "POST", body: '{"query":"x"}' });
 
@@ -42,7 +52,11 @@ describe.each(["redis", "postgres"] as const)("with BullMQ on %s", (queue) => {
   });
 
   test("submitting wakes the queue and counts", async () => {
-    const submitted = async () => metric(await world.get("/metrics", { key: null }), 'drover_runs_submitted_total{agent="researcher",kind="single"}');
+    const submitted = async () =>
+      metric(
+        await world.get("/metrics", { key: null }),
+        'drover_runs_submitted_total{agent="researcher",kind="single"}',
+      );
     const before = await submitted();
     await world.submit({ agent: "researcher" });
     expect(await submitted()).toBe(before + 1);
@@ -74,7 +88,10 @@ describe.each(["redis", "postgres"] as const)("with BullMQ on %s", (queue) => {
     const headers = { authorization: `Bearer ${await world.keyOf("operator")}` };
     type Job = { id: string; data: { task_id: string; status: string }; externalUrl?: { href: string } };
     const jobs = async () => {
-      const response = await fetch(`${world.url}/admin/queues/api/queues?activeQueue=runs&status=latest&jobsPerPage=50`, { headers });
+      const response = await fetch(
+        `${world.url}/admin/queues/api/queues?activeQueue=runs&status=latest&jobsPerPage=50`,
+        { headers },
+      );
       const { queues } = (await response.json()) as { queues: { jobs: Job[] }[] };
       return queues[0]!.jobs;
     };
@@ -95,7 +112,8 @@ describe.each(["redis", "postgres"] as const)("with BullMQ on %s", (queue) => {
 
   test("the board pauses and resumes, and changes nothing else", async () => {
     const headers = { authorization: `Bearer ${await world.keyOf("operator")}`, "content-type": "application/json" };
-    const put = (path: string, method = "PUT", body?: string) => fetch(`${world.url}/admin/queues/api/queues/runs${path}`, { method, headers, ...(body && { body }) });
+    const put = (path: string, method = "PUT", body?: string) =>
+      fetch(`${world.url}/admin/queues/api/queues/runs${path}`, { method, headers, ...(body && { body }) });
     expect((await put("/pause")).status).toBe(200);
     expect((await put("/resume")).status).toBe(200);
     for (const [path, method, body] of [
@@ -135,7 +153,9 @@ test("the queue's depth and its oldest age are counted in the database", async (
   const id = await world.submit();
   await world.submit({ delay_seconds: 60 });
   await world.own(await world.submit());
-  await world.pool.query("UPDATE runs SET available_at = now() - interval '90 seconds' WHERE status = 'queued' AND woken");
+  await world.pool.query(
+    "UPDATE runs SET available_at = now() - interval '90 seconds' WHERE status = 'queued' AND woken",
+  );
   expect(id).toBeTruthy();
   const answer = await world.get("/metrics", { key: null });
   expect(metric(answer, 'drover_queue_depth{state="due"}')).toBe(1);

@@ -49,7 +49,11 @@ export async function openStream(url: string, headers: Record<string, string>): 
         else fields[line.slice(0, colon)] = line.slice(colon + 1).replace(/^ /, "");
       }
       if (fields.data !== undefined)
-        events.push({ event: fields.event ?? "message", data: fields.data, ...(fields.id !== undefined && { id: fields.id }) });
+        events.push({
+          event: fields.event ?? "message",
+          data: fields.data,
+          ...(fields.id !== undefined && { id: fields.id }),
+        });
     }
     for (const look of [...looks]) look();
   });

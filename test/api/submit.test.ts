@@ -13,7 +13,10 @@ afterAll(() => world.close());
 const rowOf = async (taskId: string) =>
   (await world.pool.query("SELECT * FROM runs WHERE id = $1", [fromWireId("run", taskId)])).rows[0];
 const inputOf = async (taskId: string) => {
-  const [first] = await readLog(world.pool, postgresBlobs(world.pool), { tenant: "default", runId: fromWireId("run", taskId)! });
+  const [first] = await readLog(world.pool, postgresBlobs(world.pool), {
+    tenant: "default",
+    runId: fromWireId("run", taskId)!,
+  });
   return first!.data;
 };
 const runs = async () => (await world.pool.query("SELECT count(*) AS n FROM runs")).rows[0].n as number;
@@ -47,7 +50,12 @@ describe("a body that is not valid", () => {
       "retry.max_backoff_ms",
       /less than retry.backoff_ms \(500\)/,
     ],
-    ["soft over hard", { query: "x", limits: { soft_seconds: 10, hard_seconds: 10 } }, "limits.soft_seconds", /less than/],
+    [
+      "soft over hard",
+      { query: "x", limits: { soft_seconds: 10, hard_seconds: 10 } },
+      "limits.soft_seconds",
+      /less than/,
+    ],
     ["soft over the default hard limit", { query: "x", limits: { soft_seconds: 1800 } }, "limits.soft_seconds", /1800/],
     [
       "limits that are the same in milliseconds",
@@ -56,11 +64,21 @@ describe("a body that is not valid", () => {
       /less than/,
     ],
     ["a deadline that is no time", { query: "x", limits: { deadline: "tomorrow" } }, "limits.deadline", /ISO 8601/],
-    ["a deadline in the past", { query: "x", limits: { deadline: "2020-01-01T00:00:00Z" } }, "limits.deadline", /future/],
+    [
+      "a deadline in the past",
+      { query: "x", limits: { deadline: "2020-01-01T00:00:00Z" } },
+      "limits.deadline",
+      /future/,
+    ],
     ["user_id", { query: "x", user_id: "u".repeat(256) }, "user_id", /<=255/],
     ["user_id with NUL", { query: "x", user_id: "a\0b" }, "user_id", /NUL/],
     ["context that is no object", { query: "x", context: "x" }, "context", /record|object/],
-    ["17 metadata", { query: "x", metadata: Object.fromEntries(Array.from({ length: 17 }, (_, i) => [i, "v"])) }, "metadata", /16/],
+    [
+      "17 metadata",
+      { query: "x", metadata: Object.fromEntries(Array.from({ length: 17 }, (_, i) => [i, "v"])) },
+      "metadata",
+      /16/,
+    ],
     ["a metadata key of 65", { query: "x", metadata: { ["k".repeat(65)]: "v" } }, `metadata.${"k".repeat(65)}`, /<=64/],
     ["a metadata value of 513", { query: "x", metadata: { k: "v".repeat(513) } }, "metadata.k", /<=512/],
     ["metadata that is no text", { query: "x", metadata: { k: 1 } }, "metadata.k", /string/],
@@ -98,7 +116,14 @@ describe("a body that is not valid", () => {
   test("every wrong field is named at once", async () => {
     const body = { agent: 7, priority: 99, retry: { max_attempts: 0, nope: 1 }, surprise: true };
     const { body: problem } = await world.post("/query", body);
-    expect(paths(problem).sort()).toEqual(["agent", "priority", "query", "retry.max_attempts", "retry.nope", "surprise"]);
+    expect(paths(problem).sort()).toEqual([
+      "agent",
+      "priority",
+      "query",
+      "retry.max_attempts",
+      "retry.nope",
+      "surprise",
+    ]);
   });
 
   test("JSON nested deeper than anybody can write it back is refused, not an error of ours", async () => {
@@ -194,7 +219,13 @@ describe("accepted", () => {
       limits: { soft_seconds: 1500, hard_seconds: 1800 },
       retry: { max_attempts: 3, backoff_ms: 1000, max_backoff_ms: 60_000 },
     });
-    expect(await rowOf(id)).toMatchObject({ priority: 0, woken: true, callback_url: null, callback_events: null, metadata: {} });
+    expect(await rowOf(id)).toMatchObject({
+      priority: 0,
+      woken: true,
+      callback_url: null,
+      callback_events: null,
+      metadata: {},
+    });
   });
 
   test("everything given is kept", async () => {
@@ -344,7 +375,11 @@ describe("Idempotency-Key", () => {
   test("keys belong to their tenant", async () => {
     const other = await world.keyOf("submitter", "other");
     const first = await keyed("tenant");
-    const theirs = await world.post("/query", { query: "else" }, { key: other, headers: { "idempotency-key": "tenant" } });
+    const theirs = await world.post(
+      "/query",
+      { query: "else" },
+      { key: other, headers: { "idempotency-key": "tenant" } },
+    );
     expect(theirs.status).toBe(202);
     expect(theirs.body.task_id).not.toBe(first.body.task_id);
   });
@@ -366,7 +401,11 @@ describe("Idempotency-Key", () => {
 
 describe("POST /agent/query", () => {
   /** Submits synchronously, plays the worker, and returns the answer. */
-  async function sync(play: (taskId: string) => Promise<unknown>, body: object = {}, headers: Record<string, string> = {}) {
+  async function sync(
+    play: (taskId: string) => Promise<unknown>,
+    body: object = {},
+    headers: Record<string, string> = {},
+  ) {
     const userId = uuidv7();
     const answering = world.post("/agent/query", { query: "sync", user_id: userId, ...body }, { headers });
     const seen = async () => (await world.get(`/query?user_id=${userId}`)).body.data[0]?.task_id as string | undefined;
@@ -374,10 +413,12 @@ describe("POST /agent/query", () => {
     await play((await seen())!);
     return await answering;
   }
-  const fail = (code: "iteration_limit" | "tool_error" | "auth_failed" | "model_error" | "invalid_input") => async (id: string) => {
-    const owner = await world.own(id);
-    await owner.end("failed", { output: null, stop_reason: code, error: { code, message: "It went wrong." } });
-  };
+  const fail =
+    (code: "iteration_limit" | "tool_error" | "auth_failed" | "model_error" | "invalid_input") =>
+    async (id: string) => {
+      const owner = await world.own(id);
+      await owner.end("failed", { output: null, stop_reason: code, error: { code, message: "It went wrong." } });
+    };
 
   test("answers with the result when the run ends", async () => {
     const { status, headers, body } = await sync(async (id) => {
@@ -410,7 +451,12 @@ describe("POST /agent/query", () => {
     const answer = await sync(fail(reason));
     expect(answer.status).toBe(status);
     expect(answer.headers.get("www-authenticate")).toBeNull();
-    expect(answer.body).toMatchObject({ code, status, error: { code: reason }, result: { status: "error", stop_reason: reason } });
+    expect(answer.body).toMatchObject({
+      code,
+      status,
+      error: { code: reason },
+      result: { status: "error", stop_reason: reason },
+    });
   });
 
   test("a cancelled one is 409", async () => {
@@ -420,7 +466,11 @@ describe("POST /agent/query", () => {
   });
 
   test("Prefer: wait=0 answers at once with 202, and the preference is told", async () => {
-    const { status, headers, body } = await world.post("/agent/query", { query: "x" }, { headers: { prefer: "respond-async, wait=0" } });
+    const { status, headers, body } = await world.post(
+      "/agent/query",
+      { query: "x" },
+      { headers: { prefer: "respond-async, wait=0" } },
+    );
     expect(status).toBe(202);
     expect(headers.get("preference-applied")).toBe("wait=0");
     expect(body.status).toBe("queued");
@@ -430,7 +480,9 @@ describe("POST /agent/query", () => {
   test("a client that hangs up leaves the run as it is", async () => {
     const userId = uuidv7();
     const gone = new AbortController();
-    const call = world.post("/agent/query", { query: "x", user_id: userId }, { signal: gone.signal }).catch((error) => error);
+    const call = world
+      .post("/agent/query", { query: "x", user_id: userId }, { signal: gone.signal })
+      .catch((error) => error);
     const seen = async () => (await world.get(`/query?user_id=${userId}`)).body.data[0];
     await expect.poll(seen).toBeDefined();
     gone.abort();

@@ -129,8 +129,10 @@ describe("exit codes of a run's end", () => {
   it("8 while it has not ended, and 1 once it is cancelled", async () => {
     const id = await submitted("2+2", "--delay", "600");
     expect(await client("result", id)).toMatchObject({ code: 8, stdout: "" });
-    expect(await client("result", id, "--wait", "0.1")).toMatchObject({ code: 8 });
-    expect(await client("run", "2+2", "--delay", "600", "--wait", "0.1", "--json")).toMatchObject({ code: 8 });
+    expect(await client("result", id, "--wait", "--timeout", "0.1")).toMatchObject({ code: 8 });
+    expect(await client("run", "2+2", "--delay", "600", "--wait", "--timeout", "0.1", "--json")).toMatchObject({
+      code: 8,
+    });
     expect(await client("cancel", id)).toMatchObject({ code: 0, stdout: `${id}  cancelled\n` });
     expect(await client("cancel", id, "--json")).toMatchObject({ code: 0 });
     expect(await client("result", id)).toMatchObject({ code: 1 });
@@ -184,6 +186,7 @@ describe("what goes wrong", () => {
       ["run", "2+2", "--context", "@/no/such/file"],
       ["run", "2+2", "--metadata", "novalue"],
       ["run", "2+2", "--follow", "--wait"],
+      ["run", "2+2", "--wait", "--timeout", "-1"],
       ["status", "run_1", "--url", "ftp://example.com"],
       ["keys", "create", "--role", "king"],
     ];

@@ -35,7 +35,7 @@ const prepareEveryMs = 1000;
  */
 export async function startApi(config: ApiProcessConfig, deps: ApiDeps = {}): Promise<Api> {
   const logger = deps.logger ?? createLogger({ name: "api", level: config.LOG_LEVEL });
-  addSecret(config.METRICS_TOKEN);
+  for (const secret of [config.METRICS_TOKEN, new URL(config.DATABASE_URL).password]) addSecret(secret);
   collectProcessMetrics();
   const directUrl = config.DATABASE_DIRECT_URL ?? config.DATABASE_URL;
   const pool = openPool({

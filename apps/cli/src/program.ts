@@ -131,10 +131,11 @@ function clientCommands(program: Command, run: Run): void {
       .helpGroup("Client:")
       .summary(summary)
       .description(`${summary[0]!.toUpperCase()}${summary.slice(1)}.`)
-      .option("--url <url>", "where the service is (DROVER_URL, default: the one `drover dev` runs here)")
-      .option("--key <key>", "API key (DROVER_API_KEY, default: the one `drover dev` keeps; visible to `ps`)")
-      .addOption(dataDir())
-      .option("--json", "JSON on standard output");
+      .option("--json", "JSON on standard output")
+      .addOption(of("--url <url>", "where it is (DROVER_URL; default: the one `drover dev` runs here)"))
+      .addOption(of("--key <key>", "API key (DROVER_API_KEY; default: the one `drover dev` keeps; visible to `ps`)"))
+      .addOption(dataDir().helpGroup("Service:"));
+  const of = (flags: string, description: string) => new Option(flags, description).helpGroup("Service:");
   const connect = async (options: object): Promise<DroverClient> => {
     // A reader that has seen enough (`drover list | head`) is no error.
     process.stdout.on("error", () => process.exit(exitCodes.done));
@@ -144,13 +145,14 @@ function clientCommands(program: Command, run: Run): void {
     ]);
     return new DroverClient(await findTarget(options));
   };
-  const wait = () =>
-    new Option("--wait [seconds]", "wait for the end, at most so long").argParser(positive).conflicts("follow");
+  const wait = (command: Command) =>
+    command
+      .addOption(new Option("--wait", "wait for the end").conflicts("follow"))
+      .option("--timeout <seconds>", "with --wait: at most so long", positive);
 
-  client("run", "submit a query")
+  wait(client("run", "submit a query"))
     .argument("<query...>", "what the agent is to do; - reads it from standard input")
     .option("--follow", "show what happens, as it happens, until the end")
-    .addOption(wait())
     .option("--agent <name>", "which agent runs it")
     .option("--model <provider/model>", "in place of the agent's model")
     .option("--context <json>", "data for the agent: a JSON object, or @file")
@@ -174,7 +176,7 @@ function clientCommands(program: Command, run: Run): void {
         'drover run "What is 17 * 23?" --follow',
         'drover run "Summarise the report" --context @report.json --wait --json',
         'drover run "Nightly check" --agent checker --delay 3600 --callback-url https://example.com/hooks --metadata job=nightly',
-        "cat question.txt | drover run - --wait 60",
+        "cat question.txt | drover run - --wait --timeout 60",
       ),
     )
     .action((words: string[], options) =>
@@ -187,11 +189,13 @@ function clientCommands(program: Command, run: Run): void {
       .action((id: string, options: LookOptions) =>
         run(async () => (await import("./client/look.ts"))[name](await connect(options), id, options)),
       );
-  look("status", "show how a run stands").addOption(wait());
-  look("result", "print a run's output")
-    .addOption(wait())
+  wait(look("status", "show how a run stands"));
+  wait(look("result", "print a run's output"))
     .option("--tool-calls", "with --json: the tool calls too")
-    .addHelpText("after", examples("drover result run_0193… > answer.txt", "drover result run_0193… --wait 60 --json"));
+    .addHelpText(
+      "after",
+      examples("drover result run_0193… > answer.txt", "drover result run_0193… --wait --timeout 60 --json"),
+    );
   look("events", "print a run's log")
     .option("--follow", "go on as it happens, until the end")
     .option("--after <seq>", "only events after this one", number)

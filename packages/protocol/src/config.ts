@@ -27,10 +27,14 @@ export function loadConfig<T>(schema: z.ZodType<T>, env: Record<string, string |
   throw new ConfigurationError(
     parsed.error.issues.map((issue) => {
       const variable = String(issue.path[0] ?? "");
-      const missing = issue.code === "invalid_type" && given[variable] === undefined;
-      return { variable, message: missing ? "must be set" : issue.message, hint: hints.get(variable) ?? "" };
+      return { variable, message: messageOf(issue, given[variable]), hint: hints.get(variable) ?? "" };
     }),
   );
+}
+
+function messageOf(issue: z.core.$ZodIssue, given: unknown): string {
+  if (issue.code !== "invalid_type") return issue.message;
+  return given === undefined ? "must be set" : `must be a ${issue.expected}`;
 }
 
 export interface ConfigVariable {
@@ -50,8 +54,14 @@ export function describeConfig(schema: z.ZodType): ConfigVariable[] {
     const { default: value } = z.toJSONSchema(field, { io: "input", unrepresentable: "any" });
     return {
       name,
-      meaning: field.description ?? "",
+      meaning: meaningOf(field),
       default: value === undefined || value === "" ? null : String(value),
     };
   });
+}
+
+/** The description, also of a variable that an app requires although its module does not. */
+function meaningOf(field: z.ZodType): string {
+  if (field.description !== undefined) return field.description;
+  return field instanceof z.ZodNonOptional ? meaningOf(field.unwrap() as z.ZodType) : "";
 }

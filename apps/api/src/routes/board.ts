@@ -41,7 +41,9 @@ export async function boardRoutes(
     });
     // Answers itself: behind it, errors are told as the board's own pages understand them.
     scope.addHook("onRequest", (request, reply, done) =>
-      authenticate.call(scope, request, reply, (error) => (error ? sendProblem(logger, error, request, reply) : done())),
+      authenticate.call(scope, request, reply, (error) =>
+        error ? sendProblem(logger, error, request, reply) : done(),
+      ),
     );
     scope.addHook("onRequest", (request, reply, done) => {
       if (request.method === "GET" || changesAllowed.test(request.url)) return done();

@@ -7,7 +7,9 @@ import { type FollowOptions, followToEnd, print, printJson, showOutcome, waitToE
 import { RunView } from "./view.ts";
 
 export interface LookOptions extends FollowOptions {
-  wait?: boolean | number;
+  wait?: boolean;
+  /** Seconds to wait at most. */
+  timeout?: number;
   follow?: boolean;
   after?: number;
 }
@@ -91,8 +93,7 @@ export async function list(client: DroverClient, options: ListOptions): Promise<
 }
 
 async function waitIfAsked(client: DroverClient, id: string, options: LookOptions): Promise<void> {
-  if (options.wait === undefined || options.wait === false) return;
-  if (await waitToEnd(client, id, options.wait === true ? undefined : options.wait)) return;
+  if (!options.wait || (await waitToEnd(client, id, options.timeout))) return;
   if (options.json) printJson(await client.status(id));
   throw new CliError(exitCodes.notFinal, `${id} has not ended yet; it goes on`);
 }

@@ -24,7 +24,9 @@ export interface RunOptions extends FollowOptions {
   metadata?: Record<string, string>;
   idempotencyKey?: string;
   follow?: boolean;
-  wait?: boolean | number;
+  wait?: boolean;
+  /** Seconds to wait at most. */
+  timeout?: number;
 }
 
 export async function run(client: DroverClient, words: string[], options: RunOptions): Promise<number> {
@@ -35,11 +37,9 @@ export async function run(client: DroverClient, words: string[], options: RunOpt
     else process.stderr.write(`${accepted.task_id}\n`);
     return await followToEnd(client, accepted.task_id, { ...options, after: 0 });
   }
-  if (options.wait !== undefined && options.wait !== false) {
-    const limit = options.wait === true ? undefined : options.wait;
-    return (await waitToEnd(client, accepted.task_id, limit))
-      ? await showOutcome(client, accepted.task_id, options)
-      : notYet(accepted, options);
+  if (options.wait) {
+    const ended = await waitToEnd(client, accepted.task_id, options.timeout);
+    return ended ? await showOutcome(client, accepted.task_id, options) : notYet(accepted, options);
   }
   if (options.json) printJson(accepted);
   else print(...whatNext(accepted));

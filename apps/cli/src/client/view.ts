@@ -6,6 +6,8 @@ import { ReplyText } from "./reply-text.ts";
 
 const gutter = 20;
 const indent = " ".repeat(gutter);
+/** Characters for a tool's input or output, so that its line stays one line. */
+const room = (name: string): number => Math.max(30, (process.stdout.columns ?? 140) - gutter - name.length - 14);
 /**
  * The first pieces of a reply are held back so long, ms: a short reply is then shown at once, and whole. Longer for the first reply:
  * following may have begun after it, and then its beginning is only in the event at its end.
@@ -111,7 +113,9 @@ export class RunView {
     if (wasShown || rest !== "") this.#write(`${block(rest)}\n`);
     for (const call of tool_calls) {
       this.#head(at, "tool");
-      this.#write(`${paint("cyan", "→")} ${oneLine(call.name, 64)} ${paint("dim", oneLine(call.input))}\n`);
+      this.#write(
+        `${paint("cyan", "→")} ${oneLine(call.name, 64)} ${paint("dim", oneLine(call.input, room(call.name)))}\n`,
+      );
     }
     this.#open = tool_calls.length;
     this.#tokens += usage.input + usage.output;
@@ -162,7 +166,7 @@ function describe(event: LogEvent): [string, string] {
       const mark = status === "ok" ? paint("green", "←") : paint("red", `← ${status}`);
       return [
         "tool",
-        `${mark} ${oneLine(tool_name, 64)} ${oneLine(output)} ${paint("dim", `(${duration(duration_ms)})`)}`,
+        `${mark} ${oneLine(tool_name, 64)} ${oneLine(output, room(tool_name))} ${paint("dim", `(${duration(duration_ms)})`)}`,
       ];
     }
     case "run.retrying": {

@@ -178,6 +178,7 @@ async function show(
     `   ${result.status}, ${money(result.cost_usd)} (the demo model is free), ${tokens.total} tokens (${tokens.input} in, ${tokens.output} out), ` +
       `${result.iterations} turns, ${duration(result.duration_seconds * 1000)}`,
     "",
+    `   ${paint("bold", "Timeline")}`,
     ...drawTimeline(events).map((line) => `   ${line}`),
     "",
   );
@@ -195,8 +196,8 @@ function goodbye({ url, isOwn }: Stage, dataDir: DataDir): string[] {
     : `The service at ${url} was running already, and goes on.`;
   const next: [string, string][] = [
     ...(isOwn ? [["npm start", "the same service, to stay"] as [string, string]] : []),
-    ['npx drover run "What is 6 * 7?" --follow', "from another terminal"],
-    ["npx drover list", "this run is there"],
+    ['npx drover run "What is 6 * 7?" --follow', "from another terminal, while it runs"],
+    ["npx drover list", "this run is among them"],
     [`${url}/docs`, isOwn ? "the API's reference, after npm start" : "the API's reference"],
     [
       "ANTHROPIC_API_KEY=… npm start",
