@@ -39,11 +39,12 @@ const commandVariables: ConfigVariable[] = [
 
 /** `docs/errors.md` as it must be. */
 export function errorsPage(): string {
-  const rows = (codes: readonly ErrorCode[], statusOf: (code: ErrorCode) => string) =>
+  const rows = (codes: readonly ErrorCode[], withStatus: boolean) =>
     codes.map((code) => {
-      const { title, retryable, meaning } = errorTable[code];
-      return `| \`${code}\` |${statusOf(code)} ${title} | ${retryable ? "yes" : "no"} | ${meaning} |`;
+      const { status, title, retryable, meaning } = errorTable[code];
+      return [`\`${code}\``, ...(withStatus ? [String(status)] : []), title, retryable ? "yes" : "no", meaning];
     });
+  const ofRequests = errorCodes.filter((code) => errorTable[code].status !== null);
   return `# Errors
 
 Written by \`npm run docs\` from \`packages/protocol/src/errors.ts\`; do not edit.
@@ -53,12 +54,7 @@ Every error of the HTTP API is a problem document (RFC 9457, \`application/probl
 
 ## Of a request
 
-| Code | Status | Title | Retry | Meaning |
-|---|---|---|---|---|
-${rows(
-  errorCodes.filter((code) => errorTable[code].status !== null),
-  (code) => ` ${errorTable[code].status} |`,
-).join("\n")}
+${table([["Code", "Status", "Title", "Retry", "Meaning"], ...rows(ofRequests, true)])}
 
 A synchronous call (\`POST /agent/query\`) whose run ends with nothing to show answers like \`GET /query/result/{id}\`: \`409 conflict\`, with the run's own \`error\` and its \`result\` beside the fields above. Two causes have a code of
 their own there: \`iteration_limit\` is \`400 loop_limit_exceeded\`, and \`tool_error\` is \`422 tool_error\`.
@@ -67,9 +63,7 @@ their own there: \`iteration_limit\` is \`400 loop_limit_exceeded\`, and \`tool_
 
 \`stop_reason\` says why a run ended early, \`error.code\` why it failed. A cancelled run has \`error.code\` \`cancelled\`. "Retry" says whether the same query may succeed later without a change.
 
-| Code | Title | Retry | Meaning |
-|---|---|---|---|
-${rows(stopReasons, () => "").join("\n")}
+${table([["Code", "Title", "Retry", "Meaning"], ...rows(stopReasons, false)])}
 `;
 }
 
@@ -79,11 +73,22 @@ export function configTable(): string {
   const variables = new Map<string, ConfigVariable>();
   for (const variable of [...processes.flatMap((schema) => describeConfig(schema)), ...commandVariables])
     if (!variables.has(variable.name)) variables.set(variable.name, variable);
-  const rows = [...variables.values()].map(
-    ({ name, meaning, default: value }) =>
-      `| \`${name}\` | ${meaning.replaceAll("|", "\\|")} | ${value === null ? "" : `\`${value}\``} |`,
-  );
-  return ["| Variable | Meaning | Default |", "|---|---|---|", ...rows].join("\n");
+  return table([
+    ["Variable", "Meaning", "Default"],
+    ...[...variables.values()].map(({ name, meaning, default: value }) => [
+      `\`${name}\``,
+      meaning.replaceAll("|", "\\|"),
+      value === null ? "" : `\`${value}\``,
+    ]),
+  ]);
+}
+
+/** A Markdown table as the formatter writes it: columns of one width. */
+function table(rows: string[][]): string {
+  const widths = rows[0]!.map((_, column) => Math.max(...rows.map((row) => row[column]!.length)));
+  const line = (cells: string[]) => `| ${cells.map((cell, column) => cell.padEnd(widths[column]!)).join(" | ")} |`;
+  const [head, ...body] = rows;
+  return [head!, widths.map((width) => "-".repeat(width)), ...body].map(line).join("\n");
 }
 
 /** The README with its table as it must be. @throws Error when the markers are missing */

@@ -1,10 +1,10 @@
-import { createHash } from "node:crypto";
 import { once } from "node:events";
 import { connect } from "node:net";
-import { type Api, apiProcessConfig, startApi } from "@drover/api";
+import { type Api, type ApiDeps, apiProcessConfig, startApi } from "@drover/api";
 import { loadConfig } from "@drover/protocol";
 import { migrateQueue } from "@drover/queue";
-import { migrate } from "@drover/storage";
+import { migrate, openPool } from "@drover/storage";
+import { createLogger } from "@drover/telemetry";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { createDatabase, createEmptyDatabase } from "../support/database.ts";
 import { startPostgres } from "../support/postgres.ts";
@@ -13,26 +13,30 @@ import { startRedis } from "../support/redis.ts";
 import { environment, redisEnvironment, silent, startWorld, type World } from "./world.ts";
 
 const bootstrapKey = "operate-0123456789abcdef";
-const start = (databaseUrl: string, env: Record<string, string> = {}): Promise<Api> =>
+const start = (databaseUrl: string, env: Record<string, string> = {}, deps: ApiDeps = {}): Promise<Api> =>
   startApi(loadConfig(apiProcessConfig, environment(databaseUrl, { DROVER_BOOTSTRAP_KEY: bootstrapKey, ...env })), {
     logger: silent,
+    ...deps,
   });
 
 async function ask(url: string, init: RequestInit & { key?: string } = {}) {
   const { key = bootstrapKey, ...rest } = init;
   const response = await fetch(url, {
+    signal: AbortSignal.timeout(patienceMs),
     ...rest,
     headers: { authorization: `Bearer ${key}`, "content-type": "application/json", ...rest.headers },
   });
   const text = await response.text();
-  // biome-ignore lint/suspicious/noExplicitAny: whatever came.
   return {
     status: response.status,
     headers: response.headers,
     text,
+    // biome-ignore lint/suspicious/noExplicitAny: whatever came.
     body: (text.startsWith("{") ? JSON.parse(text) : text) as any,
   };
 }
+/** Nothing may hang: a second is promised where Postgres is away, the rest is for a busy machine. */
+const patienceMs = 10_000;
 const submit = (url: string) => ask(`${url}/query`, { method: "POST", body: '{"query":"x"}' });
 
 describe.each(["redis", "postgres"] as const)("with BullMQ on %s", (queue) => {
@@ -176,7 +180,6 @@ describe("while Postgres is away", () => {
     const id = accepted.body.task_id;
     await postgres.kill("SIGINT");
 
-    const startedAt = performance.now();
     const refused = await Promise.all([
       submit(api.url),
       ask(`${api.url}/query/status/${id}`),
@@ -185,7 +188,6 @@ describe("while Postgres is away", () => {
       ask(`${api.url}/query/batch`, { method: "POST", body: '{"queries":["a"]}' }),
       ask(`${api.url}/query/${id}/cancel`, { method: "POST" }),
     ]);
-    expect(performance.now() - startedAt).toBeLessThan(3000);
     for (const { status, headers, body, text } of refused) {
       expect(status).toBe(503);
       expect(headers.get("retry-after")).toMatch(/^\d+$/);
@@ -206,22 +208,37 @@ describe("while Postgres is away", () => {
     await postgres.stop();
   });
 
-  test("a silent network is told as well, and a stream breaks off so that its client comes again", async () => {
+  test("cut connections and a silent network are told as well", async () => {
     const database = await createDatabase();
     const { hostname, port } = new URL(database.url);
     const proxy = await startProxy(Number(port), hostname);
     const through = new URL(database.url);
     through.hostname = "127.0.0.1";
     through.port = String(proxy.port);
-    const api = await start(through.href, { ...redisEnvironment(), DATABASE_POOL_SIZE: "2" });
-    expect((await submit(api.url)).status).toBe(202);
+    const api = await start(through.href, { ...redisEnvironment(), DATABASE_POOL_SIZE: "2" }, { answerTimeoutMs: 300 });
+    const isRefused = async () => {
+      const answers = await Promise.all([
+        submit(api.url),
+        submit(api.url),
+        ask(`${api.url}/query`),
+        ask(`${api.url}/query`),
+      ]);
+      for (const { status, body } of answers) {
+        expect(status).toBe(503);
+        expect(body.code).toBe("service_unavailable");
+      }
+    };
+    const isAccepted = () => expect.poll(async () => (await submit(api.url)).status, { timeout: 10_000 }).toBe(202);
+    await isAccepted();
     proxy.refuse(true);
     proxy.cut();
-    const { status, body } = await submit(api.url);
-    expect(status).toBe(503);
-    expect(body.code).toBe("service_unavailable");
+    await isRefused();
     proxy.refuse(false);
-    await expect.poll(async () => (await submit(api.url)).status, { timeout: 10_000 }).toBe(202);
+    await isAccepted();
+    proxy.blackhole(true);
+    await isRefused();
+    proxy.blackhole(false);
+    await isAccepted();
     await api.close();
     await proxy.close();
     await database.drop();
@@ -326,13 +343,12 @@ test("what is not even HTTP is told so, as a problem document", async () => {
 test("an error of ours says nothing about its cause, and its request id finds it in the log", async () => {
   const database = await createDatabase();
   const lines: string[] = [];
-  const { createLogger } = await import("@drover/telemetry");
   const logger = createLogger({ name: "api", to: { write: (line: string) => void lines.push(line) } });
   const env = environment(database.url, { DROVER_BOOTSTRAP_KEY: bootstrapKey, ...redisEnvironment() });
   const api = await startApi(loadConfig(apiProcessConfig, env), { logger });
   const { body } = await submit(api.url);
-  const world = await import("@drover/storage").then(({ openPool }) => openPool({ url: database.url, logger: silent }));
-  await world.query("UPDATE run_events SET type = 'model.partial'");
+  const pool = openPool({ url: database.url, logger: silent });
+  await pool.query("UPDATE run_events SET type = 'model.partial'");
   const broken = await ask(`${api.url}/execution/${body.task_id}`);
   expect(broken.status).toBe(500);
   expect(broken.body).toEqual({
@@ -346,8 +362,7 @@ test("an error of ours says nothing about its cause, and its request id finds it
   const line = lines.find((one) => one.includes(broken.body.request_id));
   expect(JSON.parse(line!)).toMatchObject({ level: 50, task_id: body.task_id, route: "/execution/:id" });
   expect(lines.join("")).not.toContain(bootstrapKey);
-  expect(createHash("sha256").update(bootstrapKey).digest("hex")).toHaveLength(64);
-  await world.end();
+  await pool.end();
   await api.close();
   await database.drop();
 });

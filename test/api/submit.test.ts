@@ -132,7 +132,7 @@ describe("a body that is not valid", () => {
     const { status, body } = await world.call("POST", "/query", { raw });
     expect(status).toBe(400);
     expect(paths(body)).toEqual(["context"]);
-    const fine = await world.post("/query", { query: "x", context: JSON.parse("[".repeat(0) + '{"a":[[[[1]]]]}') });
+    const fine = await world.post("/query", { query: "x", context: { a: [[[[1]]]] } });
     expect(fine.status).toBe(202);
   });
 

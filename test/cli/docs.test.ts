@@ -1,12 +1,12 @@
 /** `docs/cli.md`, `--help` and the code say the same. */
 import { readFile } from "node:fs/promises";
-import type { Command } from "commander";
 import { expect, it } from "vitest";
 import { exitCodes, exitMeanings } from "../../apps/cli/src/exit.ts";
 import { createProgram } from "../../apps/cli/src/program.ts";
 import { drover } from "./drover.ts";
 
 const text = await readFile(new URL("../../docs/cli.md", import.meta.url), "utf8");
+type Command = ReturnType<typeof createProgram>;
 const commands = (parent: Command): Command[] =>
   parent.commands.flatMap((command) => (command.commands.length > 0 ? commands(command) : [command]));
 const all = commands(createProgram(() => {}));

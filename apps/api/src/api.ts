@@ -16,6 +16,8 @@ export interface ApiDeps {
   logger?: Logger;
   /** Pause between two heartbeats of a live stream, ms (default 15,000). */
   heartbeatMs?: number;
+  /** How long a statement may take, ms (default 10,000): a network that fell silent says nothing by itself. */
+  answerTimeoutMs?: number;
 }
 
 export interface Api {
@@ -43,6 +45,7 @@ export async function startApi(config: ApiProcessConfig, deps: ApiDeps = {}): Pr
     logger,
     max: config.DATABASE_POOL_SIZE,
     connectTimeoutMs,
+    answerTimeoutMs: deps.answerTimeoutMs ?? 10_000,
     applicationName: "drover api",
   });
   const signals = await openSignals(config, { logger, directUrl });

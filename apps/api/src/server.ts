@@ -33,7 +33,11 @@ export interface Server {
 export async function buildServer(context: Context, services: () => Services | null): Promise<Server> {
   const { logger } = context;
   const app: App = fastify({
-    loggerInstance: logger as FastifyBaseLogger,
+    // Of Fastify's own lines only the troubled ones.
+    loggerInstance: logger.child(
+      {},
+      { level: logger.isLevelEnabled("warn") ? "warn" : logger.level },
+    ) as FastifyBaseLogger,
     // Lines name the request themselves: a child logger per request costs more than its parsing.
     childLoggerFactory: (parent) => parent,
     logController: new LogController({ disableRequestLogging: true }),

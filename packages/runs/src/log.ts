@@ -63,30 +63,34 @@ export function createLogWriter(pool: Pool, blobs: Blobs, signal: AbortSignal): 
   };
 }
 
+/**
+ * One statement, three parts and no join between them: the rows of `runs` are found by their key whatever the statistics say
+ * (`coalesce` keeps the planner off the index of running runs), and each carries its own events along.
+ */
 async function appendAll(db: Queryable, ops: EncodedAppend[]): Promise<(Appended | null)[]> {
   const totals = ops.map((op) => totalsOf(op.event));
   const { rows } = await db.query<{ event_id: string; seq: number; at: Date; cancel: boolean }>(
     `WITH input AS (
-       SELECT i.*, row_number() OVER (PARTITION BY id, epoch ORDER BY n)::int AS k
+       SELECT id, epoch, count(*)::int AS n, sum(steps)::int AS steps, sum(iterations)::int AS iterations, sum(cost) AS cost,
+              bool_or(unknown) AS unknown, sum(tin) AS tin, sum(tout) AS tout, sum(tcached) AS tcached,
+              array_agg(event_id ORDER BY n) AS event_ids, array_agg(type ORDER BY n) AS types, array_agg(data ORDER BY n) AS datas
        FROM unnest($1::uuid[], $2::int[], $3::uuid[], $4::text[], $5::text[], $6::int[], $7::int[], $8::bigint[],
                    $9::boolean[], $10::bigint[], $11::bigint[], $12::bigint[])
-         WITH ORDINALITY AS i(id, epoch, event_id, type, data, steps, iterations, cost, unknown, tin, tout, tcached, n)),
-     sums AS (
-       SELECT id, epoch, count(*)::int AS n, sum(steps)::int AS steps, sum(iterations)::int AS iterations, sum(cost) AS cost,
-              bool_or(unknown) AS unknown, sum(tin) AS tin, sum(tout) AS tout, sum(tcached) AS tcached
-       FROM input GROUP BY id, epoch ORDER BY id),
+         WITH ORDINALITY AS i(id, epoch, event_id, type, data, steps, iterations, cost, unknown, tin, tout, tcached, n)
+       GROUP BY id, epoch ORDER BY id),
      moved AS (
-       UPDATE runs r SET last_seq = r.last_seq + s.n, steps = r.steps + s.steps, iterations = r.iterations + s.iterations,
-         cost_nanos = r.cost_nanos + s.cost, cost_unknown = r.cost_unknown OR s.unknown,
-         input_tokens = r.input_tokens + s.tin, output_tokens = r.output_tokens + s.tout, cached_tokens = r.cached_tokens + s.tcached,
-         attempt = CASE WHEN s.steps > 0 THEN 1 ELSE r.attempt END, crashes = CASE WHEN s.steps > 0 THEN 0 ELSE r.crashes END
-       FROM sums s WHERE r.id = s.id AND r.epoch = s.epoch AND r.status = 'running'
-       RETURNING r.id, r.epoch, r.last_seq - s.n AS base, r.cancel_requested_at IS NOT NULL AS cancel),
+       UPDATE runs r SET last_seq = r.last_seq + i.n, steps = r.steps + i.steps, iterations = r.iterations + i.iterations,
+         cost_nanos = r.cost_nanos + i.cost, cost_unknown = r.cost_unknown OR i.unknown,
+         input_tokens = r.input_tokens + i.tin, output_tokens = r.output_tokens + i.tout, cached_tokens = r.cached_tokens + i.tcached,
+         attempt = CASE WHEN i.steps > 0 THEN 1 ELSE r.attempt END, crashes = CASE WHEN i.steps > 0 THEN 0 ELSE r.crashes END
+       FROM input i WHERE r.id = i.id AND r.epoch = i.epoch AND coalesce(r.status, '') = 'running'
+       RETURNING r.id, r.last_seq - i.n AS base, r.cancel_requested_at IS NOT NULL AS cancel, clock_timestamp()::timestamptz(3) AS at,
+                 i.event_ids, i.types, i.datas),
      logged AS (
-       INSERT INTO run_events (run_id, seq, type, data, event_id)
-       SELECT i.id, m.base + i.k, i.type, i.data::json, i.event_id FROM moved m JOIN input i USING (id, epoch)
-       RETURNING event_id, run_id, seq, at)
-     SELECT l.event_id, l.seq, l.at, m.cancel FROM logged l JOIN moved m ON m.id = l.run_id`,
+       INSERT INTO run_events (run_id, seq, type, data, event_id, at)
+       SELECT m.id, m.base + e.k, e.type, e.data::json, e.event_id, m.at
+       FROM moved m, unnest(m.event_ids, m.types, m.datas) WITH ORDINALITY AS e(event_id, type, data, k))
+     SELECT e.event_id, (m.base + e.k)::int AS seq, m.at, m.cancel FROM moved m, unnest(m.event_ids) WITH ORDINALITY AS e(event_id, k)`,
     [
       ops.map((op) => op.runId),
       ops.map((op) => op.epoch),

@@ -259,7 +259,9 @@ const leavingStatus = "CASE WHEN r.cancel_requested_at IS NULL THEN i.status ELS
  */
 export async function leaveRuns(db: Queryable, ops: Leaving[], from: "owned" | "unowned" = "owned"): Promise<Left[]> {
   // The rescuer settles queued runs as well; the epoch it read is its guard against a claim in between.
-  const guard = from === "owned" ? "r.status = 'running'" : "r.status IN ('running', 'queued', 'waiting')";
+  // `coalesce` keeps the planner off the index of running runs: the rows are found by their key.
+  const guard =
+    from === "owned" ? "coalesce(r.status, '') = 'running'" : "r.status IN ('running', 'queued', 'waiting')";
   const { rows } = await db.query<LeftRow>(
     `WITH input AS (
        SELECT * FROM unnest($1::uuid[], $2::int[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],

@@ -107,7 +107,7 @@ function factsOf(result: ResultAnswer): string {
   return `${duration(result.duration_seconds * 1000)}, ${money(result.cost_usd)}, ${result.tokens_used.total} tokens${tools}`;
 }
 
-export function codeOf(outcome: Outcome): ExitCode {
+function codeOf(outcome: Outcome): ExitCode {
   if (!outcome.final) return exitCodes.notFinal;
   if ("problem" in outcome) return exitCodes.failed;
   return outcome.result.status === "partial" ? exitCodes.partial : exitCodes.done;

@@ -13,7 +13,7 @@ export interface TargetOptions {
 
 /**
  * `--url`, else `DROVER_URL`, else the service that `drover dev` runs on the data folder, else port 8080 of this machine. The key that
- * `dev` keeps in that folder goes to that very service only, never to another address.
+ * `dev` keeps in that folder, or was given, goes to that very service only, never to another address.
  */
 export async function findTarget(options: TargetOptions, env: NodeJS.ProcessEnv = process.env): Promise<Target> {
   const dataDir = new DataDir(options.dataDir, env);
@@ -21,7 +21,8 @@ export async function findTarget(options: TargetOptions, env: NodeJS.ProcessEnv 
   const running = await dataDir.recorded();
   const url = checkUrl(given ?? running?.url ?? defaultUrl);
   let key = options.key || env.DROVER_API_KEY || undefined;
-  if (key === undefined && running && url === checkUrl(running.url)) key = await dataDir.readKey();
+  if (key === undefined && running && url === checkUrl(running.url))
+    key = env.DROVER_BOOTSTRAP_KEY || (await dataDir.readKey());
   return { url, key };
 }
 

@@ -7,6 +7,7 @@ import type { LogEvent } from "@drover/harness";
 import type { ResultAnswer } from "@drover/protocol";
 import { followRun } from "../client/follow.ts";
 import { DroverClient } from "../client/http.ts";
+import { findTarget } from "../client/target.ts";
 import { drawTimeline } from "../client/timeline.ts";
 import { RunView } from "../client/view.ts";
 import { DataDir } from "../data-dir.ts";
@@ -74,13 +75,12 @@ export async function demo(options: DevOptions): Promise<number> {
   }
 }
 
-/** The service that runs already, where its key is known. */
+/** The service that runs already. */
 async function join(dataDir: DataDir): Promise<Stage | undefined> {
   const running = await dataDir.running();
   if (!running) return undefined;
-  const key = await dataDir.readKey();
-  const nothing = async () => {};
-  return { url: running.url, key, isOwn: false, failed: new Promise(() => {}), stop: nothing };
+  const target = await findTarget({ url: running.url, dataDir: dataDir.path });
+  return { ...target, isOwn: false, failed: new Promise(() => {}), stop: async () => {} };
 }
 
 async function start(
@@ -91,7 +91,6 @@ async function start(
   say: (...lines: string[]) => void,
 ): Promise<Stage> {
   const startedAt = performance.now();
-  say("Starting Postgres, an API and a worker …");
   const env = withOptions(process.env, options);
   // A busy port is no reason not to show anything, unless it was asked for.
   if (!env.PORT) env.PORT = String(await freePortNear(defaultPort, env.HOST || "127.0.0.1"));
@@ -105,7 +104,7 @@ async function start(
       logs.push(readable(name, line));
       if (logs.length > 20) logs.shift();
     },
-    onNews: (message) => say(paint("yellow", message)),
+    onNews: (message, level = "info") => say(level === "info" ? message : paint("yellow", message)),
   });
   say(`${paint("green", "ready")} after ${duration(performance.now() - startedAt)}: ${service.url}`, "");
   interrupts.insisted.addEventListener("abort", () => void service.kill());

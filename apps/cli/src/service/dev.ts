@@ -34,7 +34,6 @@ export async function dev(options: DevOptions): Promise<number> {
   try {
     // Over quickly when it is insisted: what was started so far ends with this process.
     interrupts.insisted.addEventListener("abort", exitNow);
-    log.say(paint("dim", "starting …"));
     service = await startService({
       dataDir,
       env: withOptions(process.env, options),

@@ -48,6 +48,8 @@ export interface Service {
 
 /** How long API and worker may take until they serve, ms. */
 const readyMs = 60_000;
+/** Stands in the configuration until the embedded database has one. */
+const placeholderUrl = "postgres://embedded";
 const loopback = ["127.0.0.0/8", "::1/128"];
 
 /**
@@ -62,6 +64,8 @@ export async function startService(options: ServiceOptions): Promise<Service> {
   const port = await requireFreePort(config.PORT, config.HOST);
   const url = urlOf(config.HOST, port);
 
+  const parts = config.DATABASE_URL === placeholderUrl ? "Postgres, an API and a worker" : "an API and a worker";
+  onNews(`starting ${parts} …`);
   const undo: (() => Promise<void>)[] = [];
   let unwinding: Promise<void> | undefined;
   const unwind = () => {
@@ -135,7 +139,7 @@ function serviceEnv(given: NodeJS.ProcessEnv, dataDir: DataDir): NodeJS.ProcessE
 
 /** All that is wrong for either process, before anything is started. */
 function checkConfiguration(given: NodeJS.ProcessEnv): ApiProcessConfig {
-  const env = { ...given, DATABASE_URL: given.DATABASE_URL || "postgres://embedded" };
+  const env = { ...given, DATABASE_URL: given.DATABASE_URL || placeholderUrl };
   const problems = new Set<string>();
   const check = <T>(schema: z.ZodType<T>): T | undefined => {
     try {
