@@ -1,4 +1,7 @@
-/** The loop under an owner that is stopped, drained, dispossessed or let down by its log or its model. */
+/**
+ * The loop under an owner that is stopped, drained, dispossessed or let down by its log or its model. Over 500 lines because
+ * each of these needs the same scripted owner.
+ */
 import { getEventListeners } from "node:events";
 import {
   type AnyTool,
@@ -288,7 +291,7 @@ describe("a lost log", () => {
     await expect(run.run()).rejects.toBe(lost);
     await new Promise(setImmediate);
     expect(aborted).toBe(true);
-    expect(run.control.cause).toBe("lost");
+    expect(run.control.cause).toBe("broken");
   });
 
   it("ends the other calls of the turn when the outcome of one cannot be recorded", async () => {
@@ -325,6 +328,28 @@ describe("a lost log", () => {
     const run = owner([() => reply("", ["pure"]), () => reply("Done.")], tools, { assertOwned: doubt });
     expect(await run.run()).toMatchObject({ status: "completed" });
     expect(ran).toEqual(["pure"]);
+  });
+
+  it("an ownership that must first be made sure of is waited for, and time that runs out meanwhile counts", async () => {
+    const ran: string[] = [];
+    const it = tool("it", () => ran.push("it"), { effect: "unsafe" });
+    const sure = Promise.withResolvers<void>();
+    const run: ReturnType<typeof owner> = owner([() => reply("", ["it"]), () => reply("Done.")], [it], {
+      assertOwned: () => {
+        ran.push("asked");
+        setImmediate(sure.resolve);
+        return sure.promise.then(() => void ran.push("sure"));
+      },
+    });
+    expect(await run.run()).toMatchObject({ status: "completed" });
+    expect(ran).toEqual(["asked", "sure", "it"]);
+
+    const late = owner([() => reply("", ["it"])], [it], {
+      assertOwned: async () => late.control.stop("cancelled"),
+    });
+    expect(await late.run()).toMatchObject({ status: "cancelled" });
+    expect(ran).toEqual(["asked", "sure", "it"]);
+    expect(late.kinds()).toEqual(["model.call", "tool.intent"]);
   });
 });
 

@@ -93,8 +93,8 @@ const cases: Case[] = [
   {
     what: "a model whose key is not set",
     config: { env: {} },
-    error: AgentRunError,
-    code: "invalid_input",
+    error: ApiKeyError,
+    code: "auth_failed",
     message: /needs ANTHROPIC_API_KEY, which is not set/,
     status: "error",
     calls: 0,

@@ -16,7 +16,7 @@ import type { ModelServer } from "../support/model-server.ts";
 
 export const anthropic = "anthropic/claude-sonnet-5";
 /** Retries whose pauses nobody notices. */
-export const quickRetry = { maxAttempts: 3, backoffMs: 2, maxBackoffMs: 4 };
+const quickRetry = { maxAttempts: 3, backoffMs: 2, maxBackoffMs: 4 };
 /** An answer that is worth a retry at once. */
 export const overloaded = { status: 529, headers: { "retry-after-ms": "1" } };
 

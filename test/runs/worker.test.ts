@@ -165,6 +165,21 @@ describe.each(["redis", "postgres"] as const)("on %s", (backend) => {
     expect(endpoint.calls).toHaveLength(1);
   });
 
+  test("a run whose log cannot be read is tried again, a few times, and then fails with its code", async () => {
+    const id = await submit({ ...withInput({ query: "x".repeat(50_000) }), delayMs: 3_600_000 });
+    await bench.pool.query("DELETE FROM blobs");
+    await bench.pool.query("UPDATE runs SET available_at = now(), attempt = 4 WHERE id = $1", [id]);
+    await start();
+    await expect
+      .poll(() => bench.row(id), { timeout: 10_000 })
+      .toMatchObject({ status: "queued", attempt: 5, worker: null });
+    await bench.pool.query("UPDATE runs SET available_at = now() WHERE id = $1", [id]);
+    await expect
+      .poll(() => bench.row(id), { timeout: 10_000 })
+      .toMatchObject({ status: "failed", stop_reason: "internal_error" });
+    expect(models.count).toBe(0);
+  });
+
   test("a delayed run starts when it is due, not before", async () => {
     models.script(() => "hello");
     await start();

@@ -1,4 +1,7 @@
-/** Each rule of the batcher, over a real Postgres: its locks, its deadlocks, its broken connections. */
+/**
+ * Each rule of the batcher, over a real Postgres: its locks, its deadlocks, its broken connections. Over 500 lines because all
+ * rules stand in one place, as the module's header lists them.
+ */
 import { createBatcher, faultOf, openPool, type Pool, type Transaction, transaction } from "@drover/storage";
 import { createLogger } from "@drover/telemetry";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from "vitest";

@@ -15,8 +15,8 @@ export interface DoorOptions {
   control: RunControl;
   /** Resolves once the event is durable. */
   append(event: NewEvent): Promise<void>;
-  /** Throws when this process may no longer act for the run: asked directly before an idempotent or unsafe effect. */
-  assertOwned?(): void;
+  /** Throws when this process may no longer act for the run; may wait until it knows. Asked directly before an idempotent or unsafe effect. */
+  assertOwned?(): void | Promise<void>;
 }
 
 type Outcome = Pick<EventData["tool.result"], "status" | "output" | "truncated">;
@@ -74,9 +74,9 @@ async function passDoor(record: ToolRecord, options: DoorOptions): Promise<Outco
         data: { iteration, index, call_id: call.id, tool_name: call.name, idempotency_key: idempotencyKey },
       });
     }
+    await options.assertOwned?.();
     const overtaken = notToBeStarted(options.control, begun);
     if (overtaken) return overtaken;
-    options.assertOwned?.();
   }
   return await execute(tool, input, record, idempotencyKey, options);
 }

@@ -3,8 +3,11 @@
  * asks it at every step boundary and hands its signals to whatever is in flight.
  */
 
-/** Why everything in flight was aborted. The first cause wins. */
-export type StopCause = "time_limit" | "deadline" | "cancelled" | "shutdown" | "lost";
+/**
+ * Why everything in flight was aborted. The first cause wins. `lost`: the run is another's now. `broken`: its log could not be
+ * written, which the loop says by throwing.
+ */
+export type StopCause = "time_limit" | "deadline" | "cancelled" | "shutdown" | "lost" | "broken";
 
 export interface ClockOptions {
   /** From now, in ms of active time. */

@@ -12,7 +12,7 @@ import { type AgentRunError, errorFor } from "./errors.ts";
 import type { FinalData, FinalStatus, LogEvent, NewEvent, RunInput } from "./events.ts";
 import { fold, type RunState } from "./fold.ts";
 import { memoryLog, type RunLog } from "./log.ts";
-import { early, type LoopOutcome, runLoop } from "./loop.ts";
+import { early, type LoopOutcome, modelProblem, runLoop } from "./loop.ts";
 import { ToolRegistry } from "./registry.ts";
 import { type RunResult, resultOf } from "./result.ts";
 import { backoffMs } from "./retry.ts";
@@ -157,7 +157,7 @@ export class AgentHarness {
     try {
       model = this.#models.resolve(state.input.model ?? agent.model ?? this.#models.default);
     } catch (error) {
-      return finalOf(early(state, "invalid_input", (error as Error).message));
+      return finalOf(early(state, modelProblem(error), (error as Error).message));
     }
     await append({ type: "run.started", data: { epoch: 1, attempt: 1, worker: "library" } });
     for (let attempt = 1, steps = state.steps; ; attempt++) {

@@ -17,7 +17,7 @@ export {
 } from "./fold.ts";
 export { AgentHarness, defaultAgent, type HarnessConfig, type HarnessResult, type RunOptions } from "./harness.ts";
 export { memoryLog, type RunLog } from "./log.ts";
-export { early, type LoopOptions, type LoopOutcome, runLoop } from "./loop.ts";
+export { early, type LoopOptions, type LoopOutcome, modelProblem, runLoop } from "./loop.ts";
 export { type AnyTool, type Toolbox, ToolRegistry } from "./registry.ts";
 export { type RunResult, resultOf, type ToolCallSummary } from "./result.ts";
 export { backoffMs } from "./retry.ts";

@@ -3,7 +3,7 @@
  * and after a crash: it looks at the folded state, does what is open, appends, and looks again. It ends with a value, always;
  * only an `append` that fails (the log is lost to this owner) leaves it by throwing.
  */
-import type { ModelFailure, ModelMessage } from "@drover/llm";
+import { ModelConfigError, type ModelFailure, type ModelMessage } from "@drover/llm";
 import type { StopReason } from "@drover/protocol";
 import { callTool, Interrupted, isUncertain } from "./call.ts";
 import { pause, type RunControl } from "./control.ts";
@@ -25,7 +25,7 @@ export interface LoopOptions extends ReplyOptions {
   tenant: string;
   workspace: string;
   /** See `DoorOptions.assertOwned`. */
-  assertOwned?(): void;
+  assertOwned?(): void | Promise<void>;
 }
 
 /** `final`: settle with this. `retry`: give the slot back and try the step again later. `handover`: another worker goes on. */
@@ -48,7 +48,7 @@ export async function runLoop(options: LoopOptions): Promise<LoopOutcome> {
         await options.append(event);
       } catch (error) {
         // Without its log this owner must do nothing more: whatever is in flight ends now.
-        control.stop("lost");
+        control.stop("broken");
         throw error;
       }
       applyEvent(state, event);
@@ -152,7 +152,7 @@ function wrapUpTurn({ state, control }: LoopOptions): Turn {
 /** What a call had said before it was cut or failed for good is recorded, so that it outlives this process. */
 async function keepText(loop: LoopOptions, turn: Turn, text: string): Promise<void> {
   const { state, control } = loop;
-  if (control.cause === "lost" || !text.trim()) return;
+  if (control.cause === "lost" || control.cause === "broken" || !text.trim()) return;
   if (turn.wrapUp && text.length <= state.partialText.length) return;
   await loop.append({ type: "model.partial", data: { iteration: state.iterations + 1, text, cut: true } });
 }
@@ -190,6 +190,7 @@ function stopped(state: RunState, control: RunControl): LoopOutcome {
       };
     case "shutdown":
     case "lost":
+    case "broken":
       return { kind: "handover" };
     default:
       return early(state, control.limit, limitMessage(control));
@@ -198,4 +199,9 @@ function stopped(state: RunState, control: RunControl): LoopOutcome {
 
 function limitMessage(control: RunControl): string {
   return control.limit === "deadline" ? "The run reached its deadline." : "The run reached its time limit.";
+}
+
+/** What a model that cannot be resolved ends its run with. */
+export function modelProblem(error: unknown): StopReason {
+  return error instanceof ModelConfigError && error.missingKey ? "auth_failed" : "invalid_input";
 }

@@ -46,7 +46,7 @@ export async function streamReply(loop: ReplyOptions, turn: Turn): Promise<Model
   let broken: { error: unknown } | undefined;
   const breakOff = (error: unknown) => {
     broken ??= { error };
-    control.stop("lost");
+    control.stop("broken");
   };
   const ticker = setInterval(() => {
     if (text.length <= recorded || recording) return;

@@ -47,9 +47,12 @@ export interface Models {
 
 /** A model that this installation does not have. Its code is `invalid_input`, so that a route answers 400. */
 export class ModelConfigError extends DroverError {
-  constructor(message: string) {
+  /** What is wrong is a key that is not set: a run that needs it fails with `auth_failed`. */
+  readonly missingKey: boolean;
+  constructor(message: string, missingKey = false) {
     super("invalid_input", message);
     this.name = "ModelConfigError";
+    this.missingKey = missingKey;
   }
 }
 
@@ -84,7 +87,10 @@ export function createModels(config: ModelConfig, options: ModelsOptions = {}): 
       );
     if (!made) {
       const variable = decidingVariables[name as BuiltInProvider];
-      throw new ModelConfigError(`${quoted(id)} needs ${variable}, which is not set; set it, or use ${demoModelId}`);
+      throw new ModelConfigError(
+        `${quoted(id)} needs ${variable}, which is not set; set it, or use ${demoModelId}`,
+        true,
+      );
     }
     addSecret(made.key);
     providers.set(name, made);

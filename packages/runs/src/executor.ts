@@ -12,6 +12,7 @@ import {
   type LogEvent,
   type LoopOutcome,
   latestText,
+  modelProblem,
   type NewEvent,
   RunControl,
   type RunFailure,
@@ -22,11 +23,11 @@ import {
 } from "@drover/harness";
 import { uuidv7 } from "@drover/protocol";
 import type { Signals } from "@drover/queue";
-import { type Blobs, createBatcher, type Pool } from "@drover/storage";
+import { type Blobs, createBatcher, type Pool, throughOutages } from "@drover/storage";
 import type { Logger } from "@drover/telemetry";
 import type { Liveness } from "./liveness.ts";
 import { encodeData, LostOwnershipError, type RunLogWriter, readLogs } from "./log.ts";
-import { type ClaimedRun, type Leaving, type Left, leaveRuns, readLeft } from "./moves.ts";
+import { type ClaimedRun, type Leaving, type Left, leaveRuns, nothingLeft, readLeft } from "./moves.ts";
 
 /** The agents and models of this process. */
 export interface AgentSource {
@@ -52,10 +53,12 @@ export interface ExecutorOptions {
   logger: Logger;
   append: RunLogWriter;
   agents: AgentSource;
-  liveness: Pick<Liveness, "workerId" | "assertFresh">;
+  liveness: Pick<Liveness, "workerId" | "whenFresh">;
   /** Folder of the runs' workspaces. */
   workspaces: string;
   partialEveryMs: number;
+  /** Beats go on about a run that nobody here carries: for this long its claim's answer may still be on its way, ms. */
+  strayAfterMs: number;
   observer?: RunObserver;
   /** Ends the waiting for a database that is away. */
   signal: AbortSignal;
@@ -68,9 +71,13 @@ interface Owned {
   since: bigint;
 }
 
+const putBack = { most: 5, firstMs: 1000 };
+
 export class Executor {
   readonly #options: ExecutorOptions;
   readonly #owned = new Map<string, Owned>();
+  /** "<run id> <epoch>" of what the database says is ours and nobody here carries, and when that was first noticed. */
+  readonly #strays = new Map<string, bigint>();
   readonly #load: (run: ClaimedRun) => Promise<LogEvent[]>;
   readonly #leave: (op: Leaving) => Promise<Left | null>;
   #draining = false;
@@ -104,14 +111,21 @@ export class Executor {
     return this.#owned.size;
   }
 
-  /** Carries a claimed run as far as it gets. Resolves with what became of it; null when the ownership was lost. */
+  /**
+   * Carries a claimed run as far as it gets. Resolves with what became of it; null when the ownership was lost, or when the same
+   * ownership is being carried here already (a claim read back after its answer was lost).
+   */
   async execute(run: ClaimedRun): Promise<Left | null> {
+    const other = this.#owned.get(run.id);
+    if (other && other.run.epoch >= run.epoch) return null;
+    other?.control.stop("lost");
     const control = new RunControl({
       softMs: run.softInMs,
       hardMs: run.hardInMs,
       ...(run.deadlineInMs !== null && { deadlineMs: run.deadlineInMs }),
     });
-    this.#owned.set(run.id, { run, control, since: process.hrtime.bigint() });
+    const owned: Owned = { run, control, since: process.hrtime.bigint() };
+    this.#owned.set(run.id, owned);
     if (this.#draining) control.drain();
     const startedAt = performance.now();
     const { observer, logger } = this.#options;
@@ -120,12 +134,14 @@ export class Executor {
     try {
       left = await this.#carry(run, control);
     } catch (error) {
-      if (!(error instanceof LostOwnershipError))
-        logger.error({ err: error, run: run.id }, "a run could not be carried on");
       control.stop("lost");
+      if (!(error instanceof LostOwnershipError)) {
+        logger.error({ err: error, run: run.id }, "a run could not be carried on; it goes back to the queue");
+        left = await this.#putBack(run).catch(() => null);
+      }
     } finally {
       control.close();
-      this.#owned.delete(run.id);
+      if (this.#owned.get(run.id) === owned) this.#owned.delete(run.id);
     }
     if (!left) logger.info({ run: run.id, epoch: run.epoch }, "ownership lost, outcome dropped");
     observer?.left?.(run, left, performance.now() - startedAt);
@@ -146,10 +162,43 @@ export class Executor {
     for (const id of runIds) this.#owned.get(id)?.control.stop("cancelled");
   }
 
-  /** A heartbeat's answer: whatever the database does not say is ours, and was ours before it was asked, is lost. */
-  judge(sentAt: bigint, owned: Set<string>): void {
+  /**
+   * A heartbeat's answer: whatever the database does not say is ours, and was ours before it was asked, is lost. Returns what it
+   * has been saying is ours for a while and nobody here carries: claims whose answer was lost. Give them back.
+   */
+  judge(sentAt: bigint, owned: Set<string>): { runId: string; epoch: number }[] {
     for (const { run, control, since } of this.#owned.values())
       if (since < sentAt && !owned.has(`${run.id} ${run.epoch}`)) control.stop("lost");
+    for (const key of this.#strays.keys()) if (!owned.has(key)) this.#strays.delete(key);
+    const now = process.hrtime.bigint();
+    const found: { runId: string; epoch: number }[] = [];
+    for (const key of owned) {
+      const [runId, epoch] = [key.slice(0, 36), Number(key.slice(37))];
+      const noticedAt = this.#strays.get(key);
+      if (this.#owned.get(runId)?.run.epoch === epoch) this.#strays.delete(key);
+      else if (noticedAt === undefined) this.#strays.set(key, now);
+      else if (sentAt - noticedAt > BigInt(Math.round(this.#options.strayAfterMs * 1e6))) {
+        this.#strays.set(key, now);
+        found.push({ runId, epoch });
+      }
+    }
+    return found;
+  }
+
+  /** Hands over a run that is ours and that nobody here carries; null when it is not ours any more. */
+  async giveBack({ runId, epoch }: { runId: string; epoch: number }): Promise<Left | null> {
+    return await this.#leave({
+      runId,
+      epoch,
+      eventId: uuidv7(),
+      status: "queued",
+      stopReason: null,
+      eventType: "run.handed_over",
+      data: JSON.stringify({ worker: this.#options.liveness.workerId }),
+      cancelledData: JSON.stringify(nothingLeft),
+      delayMs: 0,
+      attempt: null,
+    });
   }
 
   async #carry(run: ClaimedRun, control: RunControl): Promise<Left | null> {
@@ -172,6 +221,29 @@ export class Executor {
     return await this.#settle(run, state, outcome, attempt, control);
   }
 
+  /** For what no outcome covers (its log cannot be read, its end cannot be written): tried again with growing pauses, a few times. */
+  #putBack(run: ClaimedRun): Promise<Left | null> {
+    const error: RunFailure = {
+      code: "internal_error",
+      message: "An internal error; the service's logs have it under the run's id.",
+    };
+    const ended: FinalData = { output: null, stop_reason: error.code, error };
+    const last = run.attempt >= putBack.most;
+    const delayMs = putBack.firstMs * 2 ** run.attempt;
+    return this.#leave({
+      runId: run.id,
+      epoch: run.epoch,
+      eventId: uuidv7(),
+      status: last ? "failed" : "queued",
+      stopReason: last ? error.code : null,
+      eventType: last ? "run.failed" : "run.retrying",
+      data: JSON.stringify(last ? ended : { attempt: run.attempt + 1, delay_ms: delayMs, error }),
+      cancelledData: JSON.stringify({ output: null, stop_reason: null, error: null } satisfies FinalData),
+      delayMs: last ? 0 : delayMs,
+      attempt: run.attempt + 1,
+    });
+  }
+
   async #turns(run: ClaimedRun, state: RunState, control: RunControl): Promise<LoopOutcome> {
     const { agents, append, signals, liveness, observer, workspaces, partialEveryMs } = this.#options;
     const agent = agents.agent(run.agent);
@@ -185,7 +257,7 @@ export class Executor {
     try {
       model = agents.model(state.input.model ?? agent.model);
     } catch (error) {
-      return early(state, "invalid_input", (error as Error).message);
+      return early(state, modelProblem(error), (error as Error).message);
     }
     return await runLoop({
       runId: run.id,
@@ -203,7 +275,7 @@ export class Executor {
         signals.news(run.id);
         observer?.logged?.(run, event);
       },
-      assertOwned: () => liveness.assertFresh(run.id),
+      assertOwned: () => liveness.whenFresh(control.signal),
       onText: (text) => signals.delta(run.id, run.epoch, text),
     });
   }
@@ -216,7 +288,7 @@ export class Executor {
     control: RunControl,
   ): Promise<Left | null> {
     if (control.cause === "lost") return null;
-    const { blobs, liveness, signals } = this.#options;
+    const { blobs, liveness, signals, signal } = this.#options;
     const leaving = leavingOf(outcome, state, attempt, liveness.workerId);
     const kept: FinalData = { output: latestText(state), stop_reason: null, error: null };
     const left = await this.#leave({
@@ -226,8 +298,8 @@ export class Executor {
       status: leaving.status,
       stopReason: leaving.stopReason,
       eventType: leaving.event.type,
-      data: await encodeData(blobs, run.tenant, leaving.event.data),
-      cancelledData: await encodeData(blobs, run.tenant, kept),
+      data: await throughOutages(() => encodeData(blobs, run.tenant, leaving.event.data), signal),
+      cancelledData: await throughOutages(() => encodeData(blobs, run.tenant, kept), signal),
       delayMs: leaving.delayMs,
       attempt: leaving.attempt,
     });

@@ -2,10 +2,10 @@
  * The main loop's side of liveness: who this worker is, how fresh its last confirmed heartbeat is, and what the others want of it.
  * A worker without its liveness connection claims nothing and starts no effect; running steps go on.
  */
+import { EventEmitter, once } from "node:events";
 import { hostname } from "node:os";
 import { Worker } from "node:worker_threads";
 import type { Logger } from "@drover/telemetry";
-import { LostOwnershipError } from "./log.ts";
 
 export interface ThreadData {
   url: string;
@@ -44,8 +44,11 @@ export interface Liveness {
   /** This worker's id; a new one after it was declared dead. */
   readonly workerId: string;
   readonly healthy: boolean;
-  /** Throws when the last confirmed heartbeat is older than half the lease: somebody may be taking over already. */
-  assertFresh(runId: string): void;
+  /**
+   * Resolves once the last confirmed heartbeat is younger than half the lease: at once, as a rule. Later, somebody may be taking
+   * over already; the wait ends with the next heartbeat, or with `signal`, which aborts when the run is lost.
+   */
+  whenFresh(signal: AbortSignal): Promise<void>;
   /** Removes the worker's row and ends the thread. */
   close(): Promise<void>;
 }
@@ -64,6 +67,7 @@ export async function startLiveness(options: LivenessOptions): Promise<Liveness>
   };
   const thread = new Worker(new URL("./liveness-thread.ts", import.meta.url), { workerData: data });
   const halfLease = BigInt(Math.round(options.leaseMs * 1e6)) / 2n;
+  const beats = new EventEmitter().setMaxListeners(0);
   let workerId = "";
   let healthy = false;
   let stopped = false;
@@ -89,6 +93,7 @@ export async function startLiveness(options: LivenessOptions): Promise<Liveness>
         break;
       case "beat":
         setHealth(true);
+        beats.emit("beat");
         if (message.cancelled.length > 0) options.onCancel(message.cancelled);
         options.onBeat(message.sentAt, new Set(message.owned));
         break;
@@ -132,8 +137,9 @@ export async function startLiveness(options: LivenessOptions): Promise<Liveness>
     get healthy() {
       return healthy;
     },
-    assertFresh(runId) {
-      if (process.hrtime.bigint() - Atomics.load(view, 0) > halfLease) throw new LostOwnershipError(runId);
+    async whenFresh(signal) {
+      while (!signal.aborted && process.hrtime.bigint() - Atomics.load(view, 0) > halfLease)
+        await once(beats, "beat", { signal }).catch(() => {});
     },
     async close() {
       stopped = true;

@@ -5,7 +5,7 @@
 import type { LogEvent, NewEvent } from "@drover/harness";
 import { toNanos } from "@drover/harness";
 import { uuidv7 } from "@drover/protocol";
-import { type Blobs, createBatcher, type Pool, type Queryable, storableJson } from "@drover/storage";
+import { type Blobs, createBatcher, type Pool, type Queryable, storableJson, throughOutages } from "@drover/storage";
 
 /** What this code reads and writes; a worker claims only runs of this version or older. */
 export const logVersion = 1;
@@ -56,7 +56,7 @@ export function createLogWriter(pool: Pool, blobs: Blobs, signal: AbortSignal): 
     signal,
   });
   return async ({ runId, epoch, tenant, event }) => {
-    const data = await encodeData(blobs, tenant, event.data);
+    const data = await throughOutages(() => encodeData(blobs, tenant, event.data), signal);
     const appended = await enqueue({ runId, epoch, eventId: uuidv7(), type: event.type, data, event });
     if (!appended) throw new LostOwnershipError(runId);
     return appended;
@@ -112,8 +112,20 @@ async function appendAll(db: Queryable, ops: EncodedAppend[]): Promise<(Appended
   return ops.map((op) => found.get(op.eventId) ?? null);
 }
 
+/**
+ * Waits for whoever holds these runs' rows, in a statement of its own, so that the next one sees what they committed: a statement whose
+ * connection is gone may still be at work on the server.
+ */
+export async function waitForWriters(db: Queryable, runIds: string[]): Promise<void> {
+  await db.query("SELECT FROM runs WHERE id = ANY($1::uuid[]) ORDER BY id FOR NO KEY UPDATE", [runIds]);
+}
+
 /** What of a batch whose answer was lost is committed all the same: found by event id. */
 async function readBack(db: Queryable, ops: EncodedAppend[]): Promise<(Appended | undefined)[]> {
+  await waitForWriters(
+    db,
+    ops.map((op) => op.runId),
+  );
   const { rows } = await db.query<{ event_id: string; seq: number; at: Date; cancel: boolean }>(
     `SELECT e.event_id, e.seq, e.at, r.cancel_requested_at IS NOT NULL AS cancel
      FROM unnest($1::uuid[], $2::uuid[]) AS i(run_id, event_id)

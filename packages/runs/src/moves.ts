@@ -6,7 +6,7 @@
 import type { FinalData } from "@drover/harness";
 import { uuidv7 } from "@drover/protocol";
 import type { Queryable } from "@drover/storage";
-import { logVersion } from "./log.ts";
+import { logVersion, waitForWriters } from "./log.ts";
 import type { Status } from "./state.ts";
 
 const finals = "('completed', 'partial', 'failed', 'cancelled')";
@@ -178,6 +178,7 @@ export async function claimNext(db: Queryable, worker: string, most: number, ove
 
 /** Those of `ids` this worker holds, read after a claim whose answer was lost. */
 export async function readClaims(db: Queryable, worker: string, ids: string[]): Promise<ClaimedRun[]> {
+  await waitForWriters(db, ids);
   const { rows } = await db.query<ClaimRow>(
     `SELECT ${claimColumns} FROM runs r WHERE r.id = ANY($2::uuid[]) AND r.worker = $1 AND r.status = 'running'`,
     [worker, ids],
@@ -311,6 +312,10 @@ export async function leaveRuns(db: Queryable, ops: Leaving[], from: "owned" | "
 
 /** Those of `ops` whose leaving is committed although its answer was lost: found by event id. */
 export async function readLeft(db: Queryable, ops: Leaving[]): Promise<Left[]> {
+  await waitForWriters(
+    db,
+    ops.map((op) => op.runId),
+  );
   const { rows } = await db.query<LeftRow>(
     `SELECT ${leftColumns
       .split(", ")
@@ -330,7 +335,8 @@ export interface CancelAnswer {
   batchId: string | null;
 }
 
-const nothingLeft: FinalData = { output: null, stop_reason: null, error: null };
+/** The end of a run that nobody is carrying: what it had is folded from its log. */
+export const nothingLeft: FinalData = { output: null, stop_reason: null, error: null };
 
 /**
  * queued/waiting -> cancelled; running gets its flag, an event, and its worker is told (NOTIFY `drover_control`). Final runs
@@ -408,7 +414,8 @@ export async function wakeDue(
 }
 
 /** Raises `wake` of runs whose wake-up BullMQ has lost, or must get anew under another priority; the guard is the old `wake`. */
-export async function rewake(db: Queryable, runs: { runId: string; wake: number }[]): Promise<Left[]> {
+export async function rewake(db: Queryable, lost: { runId: string; wake: number }[]): Promise<Left[]> {
+  const runs = lost.toSorted((a, b) => (a.runId < b.runId ? -1 : 1));
   const { rows } = await db.query<LeftRow>(
     `UPDATE runs r SET wake = r.wake + 1 FROM unnest($1::uuid[], $2::int[]) AS i(id, wake)
      WHERE r.id = i.id AND r.wake = i.wake AND r.status = 'queued' AND r.woken

@@ -56,7 +56,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunWorker> {
   let executor: Executor | undefined;
   let consumer: Consumer | undefined;
   let stopping = false;
-  let direct = 0;
+  const direct = new Set<Promise<void>>();
   let emptied: (() => void) | undefined;
 
   const liveness: Liveness = await startLiveness({
@@ -65,7 +65,8 @@ export async function startWorker(options: WorkerOptions): Promise<RunWorker> {
     slots,
     logger,
     onBeat: (sentAt, owned) => {
-      executor?.judge(sentAt, owned);
+      const strays = executor?.judge(sentAt, owned) ?? [];
+      if (!stopping) for (const stray of strays) void giveBack(stray);
       // The database answers: whatever made a claim fail before is over.
       if (!stopping) consumer?.resumeTaking();
     },
@@ -86,6 +87,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunWorker> {
     liveness,
     workspaces: options.workspaces,
     partialEveryMs: options.partialEveryMs,
+    strayAfterMs: options.leaseMs / 2,
     signal: closing.signal,
     ...(options.observer && { observer: options.observer }),
   });
@@ -141,6 +143,17 @@ export async function startWorker(options: WorkerOptions): Promise<RunWorker> {
     return left;
   }
 
+  async function giveBack(stray: { runId: string; epoch: number }): Promise<void> {
+    try {
+      const left = await runs.giveBack(stray);
+      if (!left) return;
+      logger.warn({ run: stray.runId, epoch: stray.epoch }, "a run nobody here carried was given back");
+      await report(left);
+    } catch (error) {
+      logger.warn({ err: error, run: stray.runId }, "a run nobody here carries could not be given back yet");
+    }
+  }
+
   async function report(left: Left): Promise<void> {
     if (isFinal(left.status)) {
       if (left.batchId) await closeBatch(left.batchId);
@@ -171,7 +184,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunWorker> {
       try {
         const found = await claimNext(pool, liveness.workerId, Math.min(free(), idle.most), idle.overdueMs);
         if (found.length > 0) logger.debug({ runs: found.length }, "claimed straight from Postgres");
-        for (const run of found) void carryDirectly(run);
+        for (const run of found) carryDirectly(run);
         pauseMs = found.length > 0 ? idle.busyPauseMs : idle.pauseMs;
       } catch (error) {
         logger.warn({ err: error }, "idle claim failed");
@@ -180,9 +193,14 @@ export async function startWorker(options: WorkerOptions): Promise<RunWorker> {
     }
   }
 
-  async function carryDirectly(run: ClaimedRun): Promise<void> {
-    consumer?.setConcurrency(Math.max(1, slots - ++direct));
-    await carry(run).finally(() => consumer?.setConcurrency(Math.max(1, slots - --direct)));
+  function carryDirectly(run: ClaimedRun): void {
+    const share = () => consumer?.setConcurrency(Math.max(1, slots - direct.size));
+    const carried = carry(run).then(() => {
+      direct.delete(carried);
+      share();
+    });
+    direct.add(carried);
+    share();
   }
 
   const rescuer: Rescuer = startRescuer({
@@ -229,6 +247,8 @@ export async function startWorker(options: WorkerOptions): Promise<RunWorker> {
       await within(lastMs);
       closing.abort();
       await Promise.all([rescuer.close(), looking, consumer!.close()]);
+      // What the last look claimed is handed over as well.
+      await Promise.all(direct);
       await liveness.close();
     },
   };
@@ -236,5 +256,10 @@ export async function startWorker(options: WorkerOptions): Promise<RunWorker> {
 
 function pick(ids: string[], claimed: ClaimedRun[]): (ClaimedRun | null)[] {
   const byId = new Map(claimed.map((run) => [run.id, run]));
-  return ids.map((id) => byId.get(id) ?? null);
+  // Two wake-ups of one run in one statement: one of them gets it.
+  return ids.map((id) => {
+    const run = byId.get(id) ?? null;
+    byId.delete(id);
+    return run;
+  });
 }

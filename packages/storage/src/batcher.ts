@@ -128,3 +128,18 @@ export function createBatcher<Op, Result>(options: BatcherOptions<Op, Result>): 
       setImmediate(pump);
     });
 }
+
+/**
+ * Repeats something idempotent while the database is away, until it works, fails for another reason, or `signal` aborts. Throws
+ * what the last try threw.
+ */
+export async function throughOutages<T>(attempt: () => Promise<T>, signal: AbortSignal): Promise<T> {
+  for (let pauseMs = outagePauseMs.first; ; pauseMs = Math.min(pauseMs * 2, outagePauseMs.most)) {
+    try {
+      return await attempt();
+    } catch (error) {
+      if (faultOf(error) !== "unavailable" || signal.aborted) throw error;
+      await delay(pauseMs, undefined, { signal }).catch(() => {});
+    }
+  }
+}

@@ -1,4 +1,4 @@
-export { type BatcherOptions, createBatcher } from "./batcher.ts";
+export { type BatcherOptions, createBatcher, throughOutages } from "./batcher.ts";
 export { type Blobs, postgresBlobs } from "./blobs.ts";
 export { type StorageConfig, storageConfig } from "./config.ts";
 export {
