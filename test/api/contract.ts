@@ -21,7 +21,7 @@ export interface Operation {
   >;
 }
 
-export interface Answer {
+interface Answer {
   status: number;
   headers: Headers;
   text: string;

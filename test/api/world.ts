@@ -12,7 +12,7 @@ import { createDatabase } from "../support/database.ts";
 import { redisUrl } from "../support/redis.ts";
 import { type Check, contractOf, type OpenApi } from "./contract.ts";
 
-export interface Call {
+interface Call {
   /** Sent as JSON. */
   body?: unknown;
   /** Sent as it is. */
@@ -23,7 +23,7 @@ export interface Call {
   signal?: AbortSignal;
 }
 
-export interface Answered {
+interface Answered {
   status: number;
   headers: Headers;
   // biome-ignore lint/suspicious/noExplicitAny: tests look at what came, and the contract has checked its shape.
@@ -32,7 +32,7 @@ export interface Answered {
 }
 
 /** One ownership of a run, as a worker has it. */
-export interface Owner {
+interface Owner {
   epoch: number;
   append<T extends EventType>(type: T, data: EventData[T]): Promise<number>;
   /** A finished model call that says `text`. */

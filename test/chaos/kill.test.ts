@@ -34,7 +34,7 @@ async function startWorker(more: Record<string, string> = {}): Promise<SpawnedNo
       DROVER_QUEUE_PREFIX: `{${new URL(bench.url).pathname.slice(1)}}`,
       DROVER_MODEL: "anthropic/claude-sonnet-4-5",
       TOOL_URL: endpoint.url,
-      LEASE_SECONDS: "1",
+      LEASE_SECONDS: "2",
       PARTIAL_EVERY_SECONDS: "0.05",
       ...more,
     },

@@ -4,6 +4,7 @@ import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { followRun } from "../../apps/cli/src/client/follow.ts";
 import { DroverClient } from "../../apps/cli/src/client/http.ts";
+import { type ModelServer, startModelServer } from "../support/model-server.ts";
 import { freePort } from "../support/ports.ts";
 import { startProxy } from "../support/proxy.ts";
 import { type Dev, drover, startDev, startDrover, temporaryFolder } from "./drover.ts";
@@ -11,12 +12,16 @@ import { type Dev, drover, startDev, startDrover, temporaryFolder } from "./drov
 const folder = await temporaryFolder();
 const dataDir = join(folder.path, "data");
 let dev: Dev;
+let models: ModelServer;
 
 beforeAll(async () => {
-  dev = await startDev(dataDir);
+  models = await startModelServer();
+  const config = new URL("../../examples/drover.config.ts", import.meta.url).pathname;
+  dev = await startDev(dataDir, { ...models.env(), DROVER_CONFIG: config, DROVER_MODEL: "demo/demo" });
 });
 
 afterAll(async () => {
+  await models.close();
   await dev.process.kill("SIGTERM");
   await folder.remove();
 });
@@ -108,6 +113,19 @@ describe("run", () => {
     const other = await client("run", "1 + 3", "--idempotency-key", "once");
     expect(other).toMatchObject({ code: 6, stderr: expect.stringContaining("idempotency_mismatch") });
   });
+});
+
+it("examples/drover.config.ts: its agent answers with its own tool, and with the demo model", async () => {
+  models.script([
+    { toolCalls: [{ name: "order_status", input: { order: "1042" } }] },
+    ({ results }) => results[0]!.content,
+  ]);
+  const ask = (...args: string[]) => client("run", ...args, "--agent", "shop", "--wait", "--json");
+  const real = await ask("Where is order 1042?", "--model", "anthropic/claude-sonnet-4-5");
+  expect(real.code, real.stderr).toBe(0);
+  expect(real.json()).toMatchObject({ tools_called: ["order_status"], output: expect.stringContaining("on its way") });
+  const demo = await ask("What is 3 * 19.90?");
+  expect(demo.json()).toMatchObject({ tools_called: ["calculate"], output: expect.stringContaining("59.7") });
 });
 
 describe("exit codes of a run's end", () => {

@@ -3,7 +3,7 @@ import { once } from "node:events";
 import { createServer } from "node:net";
 import { join } from "node:path";
 import { afterAll, beforeAll, expect, it } from "vitest";
-import { drover, processesWith, startDev, temporaryFolder } from "./drover.ts";
+import { drover, processesWith, startDrover, temporaryFolder } from "./drover.ts";
 
 const folder = await temporaryFolder();
 const dataDir = join(folder.path, "data");
@@ -50,25 +50,19 @@ it("shows a run from its submission to its verified webhook, and leaves nothing 
   expect(await processesWith(folder.path)).toEqual([]);
 });
 
-it("uses the service that runs already, as one JSON document, and leaves it running", async () => {
-  const dev = await startDev(dataDir);
-  const ended = await drover(["demo", "--data-dir", dataDir, "--json"]);
-  expect(ended.code, ended.stderr).toBe(0);
-  const shown = ended.json<{ url: string; result: object; webhook: object; events: { type: string }[] }>();
-  expect(shown).toMatchObject({
-    url: dev.url,
-    result: { status: "success", tools_called: ["calculate", "wait", "http_get"], cost_usd: 0 },
-    webhook: { verified: true, tampered_refused: true, body: { type: "query.completed" } },
-  });
-  expect(shown.events.at(-1)!.type).toBe("run.completed");
-  expect(await drover(["list", "--data-dir", dataDir])).toMatchObject({ code: 0 });
-  await dev.process.kill("SIGINT");
-});
-
 it("says why, with what the service wrote last, when it cannot", async () => {
   const ended = await drover(["demo", "--data-dir", dataDir], { env: { DROVER_CONFIG: join(folder.path, "none.ts") } });
   expect(ended.code).toBe(1);
   expect(ended.stderr).toContain("there is no such file");
   expect(ended.stderr).toContain("drover: the ");
+  expect(await processesWith(folder.path)).toEqual([]);
+});
+
+it("ends at once at Ctrl-C, with all it started", async () => {
+  const demo = startDrover(["demo", "--data-dir", dataDir]);
+  await demo.waitForLine("→ wait");
+  expect(await demo.kill("SIGINT")).toMatchObject({ code: 130 });
+  expect(demo.output()).toContain("interrupted");
+  expect(demo.output()).not.toContain("What the service wrote last");
   expect(await processesWith(folder.path)).toEqual([]);
 });

@@ -8,7 +8,6 @@ import { createInterface } from "node:readline";
 import { setTimeout as delay } from "node:timers/promises";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { createDatabase } from "../support/database.ts";
-import { freePort } from "../support/ports.ts";
 import { type Dev, drover, processesWith, program, startDev, temporaryFolder, until } from "./drover.ts";
 
 const folder = await temporaryFolder();
@@ -70,6 +69,19 @@ describe("a first start", () => {
       stderr: expect.stringContaining("callback_url: must not point to a private"),
     });
   });
+});
+
+it("demo uses the service that runs already, tells all in one JSON document, and leaves it running", async () => {
+  const ended = await client("demo", "--json");
+  expect(ended.code, ended.stderr).toBe(0);
+  const shown = ended.json<{ events: { type: string }[] }>();
+  expect(shown).toMatchObject({
+    url: dev.url,
+    result: { status: "success", tools_called: ["calculate", "wait", "http_get"], cost_usd: 0 },
+    webhook: { verified: true, tampered_refused: true, body: { type: "query.completed" } },
+  });
+  expect(shown.events.at(-1)!.type).toBe("run.completed");
+  expect((await fetch(`${dev.url}/health`)).status).toBe(200);
 });
 
 describe("another start", () => {
@@ -186,21 +198,17 @@ describe("the end", () => {
     await client("cancel", id);
   });
 
-  it("of the supervisor by SIGKILL leaves nothing that lives on, and the next start takes over", async () => {
+  it("of the supervisor by SIGKILL leaves nothing that lives on; the next start takes over, and ends with its npm", async () => {
     const id = await submit("Wait 1 second, then 8 * 8");
     await logged(id, "model.call");
     await dev.process.kill("SIGKILL");
     await gone();
-    dev = await startDev(dataDir, env);
-    expect((await client("result", id, "--wait")).stdout).toContain("64");
-  });
 
-  it("of an npm that is told to stop, and leaves its child behind, ends the service too", async () => {
-    await dev.process.kill("SIGTERM");
-    const command = `"${process.execPath}" "${program}" dev --data-dir "${dataDir}" --port ${await freePort()}; true`;
+    // npm runs a shell that runs us. A SIGTERM ends npm and the shell, and tells us nothing.
+    const command = `"${process.execPath}" "${program}" dev --data-dir "${dataDir}" --port 0; true`;
     const shell = spawn("/bin/sh", ["-c", command], { env: { ...process.env, ...env, npm_lifecycle_event: "start" } });
-    const lines = createInterface({ input: shell.stdout });
-    for await (const line of lines) if (line.includes('"msg":"ready"')) break;
+    for await (const line of createInterface({ input: shell.stdout })) if (line.includes('"msg":"ready"')) break;
+    expect((await client("result", id, "--wait")).stdout).toContain("64");
     shell.kill("SIGKILL");
     await gone();
   });

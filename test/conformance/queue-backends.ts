@@ -26,7 +26,7 @@ export interface Place {
   env: Record<string, string>;
 }
 
-export interface Tap {
+interface Tap {
   readonly messages: { channel: string; text: string }[];
   close(): Promise<void>;
 }
@@ -35,6 +35,8 @@ export interface Server {
   port: number;
   place(): Promise<Place>;
   halt(): Promise<void>;
+  /** Kills the server as a power cut would, and starts it again. */
+  crash(): Promise<void>;
   restart(): Promise<void>;
   stop(): Promise<void>;
 }
@@ -54,6 +56,10 @@ async function startRedisServer(cluster: boolean): Promise<Server> {
     await command("CLUSTER", "ADDSLOTSRANGE", 0, 16_383);
     await clusterReady();
   }
+  const restart = async () => {
+    await redis.restart();
+    if (cluster) await clusterReady();
+  };
   return {
     port: redis.port,
     async place() {
@@ -92,10 +98,11 @@ async function startRedisServer(cluster: boolean): Promise<Server> {
       };
     },
     halt: () => redis.kill("SIGTERM"),
-    async restart() {
-      await redis.restart();
-      if (cluster) await clusterReady();
+    async crash() {
+      await redis.kill("SIGKILL");
+      await restart();
     },
+    restart,
     stop: () => redis.stop(),
   };
 }
@@ -153,6 +160,10 @@ async function startPostgresServer(): Promise<Server> {
       };
     },
     halt: () => postgres.kill("SIGINT"),
+    async crash() {
+      await postgres.kill("SIGKILL");
+      await postgres.restart();
+    },
     restart: () => postgres.restart(),
     stop: () => postgres.stop(),
   };

@@ -74,21 +74,26 @@ export async function startApi(config: ApiProcessConfig, deps: ApiDeps = {}): Pr
   async function prepare(): Promise<string | null> {
     try {
       if (!(await isMigrated(pool))) return "the database's schema is older than this version: run `drover migrate`";
-      await bootstrap(pool, config);
+      const { keys } = await bootstrap(pool, config);
       const queue = await openQueue(config, { logger, postgresUrl: directUrl });
       services = { queue, submitter: createSubmitter({ pool, blobs: context.blobs, queue, logger }) };
       server.showQueue(services);
+      if (keys === 0)
+        logger.warn("nobody can come in: no API key works; set DROVER_BOOTSTRAP_KEY or run `drover keys create`");
       return null;
     } catch (error) {
-      if (faultOf(error) === "unavailable") return `Postgres does not answer: ${(error as Error).message}`;
-      throw error;
+      if (isRefusal(error)) throw error;
+      return faultOf(error) === "unavailable" ? "Postgres does not answer" : (error as Error).message;
     }
   }
 
-  async function prepareInTheEnd(): Promise<void> {
-    for (let missing = await prepare(); missing !== null; missing = await prepare()) {
-      logger.warn(`not ready: ${missing}`);
+  /** Tries until all is open or the process stops. What is missing is logged when it changes. */
+  async function prepareInTheEnd(missing: string): Promise<void> {
+    for (let now: string | null = missing, before = ""; now !== null; ) {
+      if (now !== before) logger.warn(`not ready: ${now}`);
+      before = now;
       await pause(prepareEveryMs, undefined, { signal: stopping.signal });
+      now = await prepare().catch((error: Error) => error.message);
     }
     logger.info("ready");
   }
@@ -102,9 +107,8 @@ export async function startApi(config: ApiProcessConfig, deps: ApiDeps = {}): Pr
   try {
     const missing = await prepare();
     if (missing !== null) {
-      logger.warn(`not ready: ${missing}`);
-      preparing = prepareInTheEnd().catch((error) => {
-        if (!stopping.signal.aborted) logger.error({ err: error }, "the API cannot get ready");
+      preparing = prepareInTheEnd(missing).catch(() => {
+        // It stops before it was ready.
       });
     }
     await app.listen({ port: config.PORT, host: config.HOST });
@@ -132,6 +136,9 @@ export async function startApi(config: ApiProcessConfig, deps: ApiDeps = {}): Pr
     },
   };
 }
+
+/** Wrong password, unknown user or database: whoever starts us must hear of it at once. */
+const isRefusal = (error: unknown): boolean => /^(28...|3D000)$/.test(String((error as { code?: unknown }).code));
 
 /** An address that means "all" is told as the loopback one, which can be opened. */
 function urlOf({ address, port }: { address: string; port: number }): string {

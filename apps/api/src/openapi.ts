@@ -58,7 +58,7 @@ export async function registerOpenApi(app: App, version: string): Promise<void> 
     transform,
     transformObject,
   });
-  await app.register(swaggerUi, { routePrefix: "/docs", staticCSP: true, indexPrefix: "" });
+  await app.register(swaggerUi, { routePrefix: "/docs", staticCSP: true });
 }
 
 const transform: Transform = (document) => {

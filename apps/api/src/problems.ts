@@ -29,7 +29,7 @@ export function sendProblem(logger: Logger, error: unknown, request: FastifyRequ
   answerProblem(reply, problem, known.retryAfterSeconds);
 }
 
-export function answerProblem(reply: FastifyReply, problem: Problem, retryAfter?: number): void {
+function answerProblem(reply: FastifyReply, problem: Problem, retryAfter?: number): void {
   if (problem.code === "payload_too_large") drain(reply);
   if (problem.code === "auth_failed") reply.header("www-authenticate", challengeOf(reply.request));
   if (retryAfter !== undefined) reply.header("retry-after", retryAfter);

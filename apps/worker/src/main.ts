@@ -17,6 +17,6 @@ try {
   process.send?.({ ready: true, url: worker.url });
 } catch (error) {
   const known = error instanceof ConfigurationError || error instanceof ConfigError;
-  console.error(known ? error.message : error);
+  console.error(known ? error.message : `The worker cannot start: ${(error as Error).message}`);
   process.exit(known ? 78 : 1);
 }

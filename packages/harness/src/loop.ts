@@ -172,7 +172,7 @@ function completed(text: string): LoopOutcome {
 }
 
 /** An early end: `partial` with something to show, `failed` without. */
-export function early(state: RunState, code: StopReason, message: string): LoopOutcome {
+export function early(state: RunState, code: StopReason, message: string): Extract<LoopOutcome, { kind: "final" }> {
   return {
     kind: "final",
     status: hasSomethingToShow(state) ? "partial" : "failed",

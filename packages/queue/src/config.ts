@@ -48,8 +48,8 @@ export function redisNodes(value: string): { nodes: [RedisNode, ...RedisNode[]];
   const [first, ...rest] = parts
     .filter((part) => part !== "")
     .map((part) => {
-      const url = new URL(/^rediss?:\/\//.test(part) ? part : scheme + part);
-      if (!url.hostname) throw new TypeError("a Redis URL without a host");
+      const url = new URL(part.includes("://") ? part : scheme + part);
+      if (!/^rediss?:$/.test(url.protocol) || !url.hostname) throw new TypeError("no Redis URL");
       return {
         host: url.hostname.replace(/^\[|\]$/g, ""),
         port: url.port ? Number(url.port) : 6379,

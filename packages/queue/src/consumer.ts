@@ -87,7 +87,7 @@ export function createConsumer(
       running--;
       if (running === 0) allReturned?.();
     }
-    if (result === "failed") throw new UnrecoverableError("The run failed: see its log.");
+    if (result === "failed") throw withoutStack(new UnrecoverableError("The run failed: see its log."));
     if (result === "postgres_away") {
       await consumer.pauseTaking();
       return giveBack(job, token);
@@ -178,4 +178,10 @@ export function createConsumer(
     },
   };
   return consumer;
+}
+
+/** BullMQ keeps a failed job's stack and the board shows it: where our code lies is nobody's business, and says nothing here. */
+function withoutStack(error: Error): Error {
+  error.stack = error.message;
+  return error;
 }

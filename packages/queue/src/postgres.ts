@@ -81,8 +81,10 @@ export function postgresBackend(postgresUrl: string): Backend {
       connectionString: postgresUrl,
       schema,
       keepAlive: true,
+      keepAliveInitialDelayMillis: 10_000,
       application_name: "drover queue",
-      idleTimeoutMillis: 30_000,
+      // Longer than an idle worker's wait, so that one stays; short, because idle ones may be dead without a word.
+      idleTimeoutMillis: 10_000,
       ...pool,
     } as Connected["connection"],
     factory: (name, options, kind) => {
@@ -100,7 +102,7 @@ export function postgresBackend(postgresUrl: string): Backend {
   return {
     name: "postgres",
     producer: connected({ max: 3, connectionTimeoutMillis: 1000, query_timeout: 2000 }),
-    worker: () => connected({ max: 8, connectionTimeoutMillis: 5000, query_timeout: 15_000 }),
+    worker: () => connected({ max: 8, connectionTimeoutMillis: 5000, query_timeout: 8000 }),
     assertConnected: () => {},
     async pending(jobIds) {
       const { rows } = await producerConnection!.pool.query(

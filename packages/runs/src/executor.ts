@@ -3,6 +3,7 @@
  * it writes is fenced by its epoch; when the fence says no, it aborts what is in flight, writes nothing, and is silent.
  */
 import { join } from "node:path";
+import { setImmediate as nextTurn } from "node:timers/promises";
 import {
   type AgentDefinition,
   backoffMs,
@@ -23,7 +24,7 @@ import {
 } from "@drover/harness";
 import { uuidv7 } from "@drover/protocol";
 import type { Signals } from "@drover/queue";
-import { type Blobs, createBatcher, type Pool, throughOutages } from "@drover/storage";
+import { type Blobs, createBatcher, faultOf, type Pool, throughOutages } from "@drover/storage";
 import type { Logger } from "@drover/telemetry";
 import type { Liveness } from "./liveness.ts";
 import { encodeData, LostOwnershipError, type RunLogWriter, readLogs } from "./log.ts";
@@ -187,6 +188,9 @@ export class Executor {
 
   /** Hands over a run that is ours and that nobody here carries; null when it is not ours any more. */
   async giveBack({ runId, epoch }: { runId: string; epoch: number }): Promise<Left | null> {
+    // After a pause of this loop, the claim's answer may be the next thing it reads.
+    await nextTurn();
+    if (this.#owned.has(runId)) return null;
     return await this.#leave({
       runId,
       epoch,
@@ -208,7 +212,8 @@ export class Executor {
     try {
       outcome = await this.#turns(run, state, control);
     } catch (error) {
-      if (error instanceof LostOwnershipError) throw error;
+      // Postgres went away while this process was stopping: the run is not to blame.
+      if (error instanceof LostOwnershipError || faultOf(error) === "unavailable") throw error;
       // A bug, or data that even its own statement refuses: the run ends here rather than at its hard limit.
       this.#options.logger.error({ err: error, run: run.id }, "a run ended by an internal error");
       outcome = early(
@@ -238,7 +243,7 @@ export class Executor {
       stopReason: last ? error.code : null,
       eventType: last ? "run.failed" : "run.retrying",
       data: JSON.stringify(last ? ended : { attempt: run.attempt + 1, delay_ms: delayMs, error }),
-      cancelledData: JSON.stringify({ output: null, stop_reason: null, error: null } satisfies FinalData),
+      cancelledData: JSON.stringify(nothingLeft),
       delayMs: last ? 0 : delayMs,
       attempt: run.attempt + 1,
     });

@@ -56,7 +56,7 @@ export async function waitForRun(
   options: Omit<FollowOptions, "after" | "onDelta"> & { waitMs: number },
   changed: (run: { status: Status; lastSeq: number }) => boolean = (run) => isFinal(run.status),
 ): Promise<void> {
-  const over = AbortSignal.timeout(options.waitMs);
+  const over = AbortSignal.timeout(Math.ceil(options.waitMs));
   const bell = new Bell(AbortSignal.any([options.signal, over]));
   const unfollow = options.signals.follow(options.runId, { news: () => bell.ring() });
   try {

@@ -3,7 +3,7 @@
  * set-based, skip what others hold, and find nothing when all is well. Each pass may die anywhere: the next one, here or
  * elsewhere, sees the same state.
  */
-import { early, type FinalData, fold, latestText } from "@drover/harness";
+import { early, type FinalData, fold, initialState, latestText, type RunInput, type RunState } from "@drover/harness";
 import { uuidv7 } from "@drover/protocol";
 import type { Signals, WakeQueue } from "@drover/queue";
 import { type Blobs, ensurePartitions, faultOf, type Pool } from "@drover/storage";
@@ -51,6 +51,8 @@ export function startRescuer(options: RescuerOptions): Rescuer {
   let pass: Promise<void> = Promise.resolve();
   /** Monotonic ms since when this observer has seen the database without a break; it condemns nobody before one lease of that. */
   let watchingSince: number | undefined;
+  /** Wall clock at the end of the last pass: the monotonic one may stand still while the machine sleeps. */
+  let lookedAt = Date.now();
   const last = { lostWakeUps: 0, batches: 0, housekeeping: Number.NEGATIVE_INFINITY };
 
   function plan(ms: number): void {
@@ -68,6 +70,8 @@ export function startRescuer(options: RescuerOptions): Rescuer {
   async function look(): Promise<void> {
     if (stopped) return;
     let nextMs = beatMs;
+    // A gap in our own passes: whoever is silent may have been paused just like us.
+    if (Date.now() - lookedAt > leaseMs) watchingSince = undefined;
     try {
       nextMs = Math.min(nextMs, await onePass());
       watchingSince ??= performance.now();
@@ -76,6 +80,7 @@ export function startRescuer(options: RescuerOptions): Rescuer {
       const away = faultOf(error) === "unavailable";
       logger[away ? "warn" : "error"]({ err: error }, "rescuer's pass failed");
     }
+    lookedAt = Date.now();
     plan(nextMs * (0.8 + Math.random() * 0.4));
   }
 
@@ -133,6 +138,7 @@ export function startRescuer(options: RescuerOptions): Rescuer {
         fresh.forEach((run, index) => {
           run.tag = tags[index]!.tag;
         });
+        fresh.sort((a, b) => (a.runId < b.runId ? -1 : 1));
         await pool.query(
           "UPDATE runs r SET tag = i.tag FROM unnest($1::uuid[], $2::bigint[]) AS i(id, tag) WHERE r.id = i.id AND r.status = 'queued'",
           [fresh.map((run) => run.runId), fresh.map((run) => run.tag)],
@@ -228,13 +234,7 @@ async function endOverdue(options: RescuerOptions): Promise<void> {
   );
   const batches = new Set<string>();
   for (const run of rows) {
-    const state = fold(await readLog(pool, blobs, { tenant: run.tenant, runId: run.id }));
-    const kept: FinalData = { output: latestText(state), stop_reason: null, error: null };
-    const limit = run.cause === "cancelled" ? null : early(state, run.cause, endMessages[run.cause]);
-    const ending =
-      limit?.kind === "final"
-        ? { status: limit.status, data: limit.data }
-        : { status: "cancelled" as const, data: kept };
+    const { kept, ending } = await endingOf(options, run);
     const leaving: Leaving = {
       runId: run.id,
       epoch: run.epoch,
@@ -255,6 +255,28 @@ async function endOverdue(options: RescuerOptions): Promise<void> {
   }
   if (batches.size > 0) await closeBatches(pool, [...batches]);
   if (rows.length > 0) options.onSettled?.();
+}
+
+interface Overdue {
+  id: string;
+  tenant: string;
+  cause: "cancelled" | "deadline" | "time_limit";
+}
+
+/** How an overdue run ends, and what a cancel keeps. A log that cannot be read ends its run with nothing, and holds up no other. */
+async function endingOf(options: RescuerOptions, run: Overdue) {
+  let state: RunState;
+  try {
+    state = fold(await readLog(options.pool, options.blobs, { tenant: run.tenant, runId: run.id }));
+  } catch (error) {
+    if (faultOf(error) === "unavailable") throw error;
+    options.logger.error({ err: error, run: run.id }, "the log of an overdue run cannot be read");
+    state = initialState({} as RunInput);
+  }
+  const kept: FinalData = { output: latestText(state), stop_reason: null, error: null };
+  if (run.cause === "cancelled") return { kept, ending: { status: "cancelled" as const, data: kept } };
+  const { status, data } = early(state, run.cause, endMessages[run.cause]);
+  return { kept, ending: { status, data } };
 }
 
 const endMessages = { deadline: "The run reached its deadline.", time_limit: "The run reached its time limit." };

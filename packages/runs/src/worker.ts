@@ -87,7 +87,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunWorker> {
     liveness,
     workspaces: options.workspaces,
     partialEveryMs: options.partialEveryMs,
-    strayAfterMs: options.leaseMs / 2,
+    strayAfterMs: options.leaseMs,
     signal: closing.signal,
     ...(options.observer && { observer: options.observer }),
   });
@@ -182,7 +182,11 @@ export async function startWorker(options: WorkerOptions): Promise<RunWorker> {
         continue;
       }
       try {
-        const found = await claimNext(pool, liveness.workerId, Math.min(free(), idle.most), idle.overdueMs);
+        // Redis away says nothing about a pause.
+        const paused = await queue.isPaused().catch(() => false);
+        const found = paused
+          ? []
+          : await claimNext(pool, liveness.workerId, Math.min(free(), idle.most), idle.overdueMs);
         if (found.length > 0) logger.debug({ runs: found.length }, "claimed straight from Postgres");
         for (const run of found) carryDirectly(run);
         pauseMs = found.length > 0 ? idle.busyPauseMs : idle.pauseMs;

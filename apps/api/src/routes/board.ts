@@ -4,7 +4,7 @@
  */
 import { createBullBoard } from "@bull-board/api";
 import { FastifyAdapter } from "@bull-board/fastify";
-import { toWireId } from "@drover/protocol";
+import { DroverError, toWireId } from "@drover/protocol";
 import type { WakeQueue } from "@drover/queue";
 import type { onRequestHookHandler } from "fastify";
 import type { App, Context } from "../context.ts";
@@ -45,6 +45,16 @@ export async function boardRoutes(
         error ? sendProblem(logger, error, request, reply) : done(),
       ),
     );
+    // The board shows every tenant's wake-ups and pauses all of them: it belongs to the installation's own tenant.
+    scope.addHook("onRequest", (request, reply, done) => {
+      if (request.caller.tenant === "default") return done();
+      sendProblem(
+        logger,
+        new DroverError("forbidden", "The board is for operators of the tenant `default`."),
+        request,
+        reply,
+      );
+    });
     scope.addHook("onRequest", (request, reply, done) => {
       if (request.method === "GET" || changesAllowed.test(request.url)) return done();
       const message = "The board only looks, pauses and resumes: change runs through the API.";

@@ -16,6 +16,7 @@ const json = <T extends z.ZodType>(description: string, schema: T) => ({
 export function operateRoutes(app: App, context: Context, services: () => Services | null): void {
   const { pool, logger } = context;
   let migrated = false;
+  let looking: Promise<ReadyAnswer> | undefined;
   const refreshGauges = createGauges(pool, () => services()?.queue ?? null);
 
   app.route({
@@ -35,11 +36,13 @@ export function operateRoutes(app: App, context: Context, services: () => Servic
       response: { 200: json("It does", ready), 503: json("It does not; `reasons` says why", ready) },
     },
     handler: async (_request, reply) => {
-      const reasons = await whyNotReady();
-      if (reasons.length > 0) return reply.code(503).header("retry-after", 1).send({ status: "not_ready", reasons });
-      const degraded = await whatIsDegraded();
-      const answer: ReadyAnswer = { status: "ready", ...(degraded.length > 0 && { degraded }) };
-      return reply.code(200).send(answer);
+      // Open to everybody: however many ask, the database is asked once at a time.
+      looking ??= look().finally(() => {
+        looking = undefined;
+      });
+      const answer = await looking;
+      if (answer.status === "ready") return reply.code(200).send(answer);
+      return reply.code(503).header("retry-after", 1).send(answer);
     },
   });
 
@@ -79,6 +82,13 @@ export function operateRoutes(app: App, context: Context, services: () => Servic
         .send(document as never);
     },
   });
+
+  async function look(): Promise<ReadyAnswer> {
+    const reasons = await whyNotReady();
+    if (reasons.length > 0) return { status: "not_ready", reasons };
+    const degraded = await whatIsDegraded();
+    return { status: "ready", ...(degraded.length > 0 && { degraded }) };
+  }
 
   async function whyNotReady(): Promise<string[]> {
     const reasons: string[] = [];

@@ -174,11 +174,11 @@ function describe(event: LogEvent): [string, string] {
       return ["retrying", `attempt ${attempt} in ${duration(delay_ms)}: ${oneLine(error.message)}`];
     }
     case "run.handed_over":
-      return ["handed over", "its worker is stopping, another goes on"];
+      return ["handover", "its worker is stopping, another goes on"];
     case "run.rescued":
       return ["rescued", "its worker died, another goes on"];
     case "run.cancel_requested":
-      return ["cancelling", "its worker has been told"];
+      return ["cancel", "its worker has been told"];
     case "run.completed":
     case "run.partial":
     case "run.failed":

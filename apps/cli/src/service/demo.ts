@@ -29,6 +29,7 @@ interface Stage {
   /** Resolves with the reason when it has failed. */
   failed: Promise<string>;
   stop(): Promise<void>;
+  kill(): Promise<void>;
 }
 
 interface Seen {
@@ -47,6 +48,8 @@ const defaultPort = 8080;
 export async function demo(options: DevOptions): Promise<number> {
   const say = (...lines: string[]) => void (options.json || process.stdout.write(`${lines.join("\n")}\n`));
   const interrupts = watchInterrupts();
+  // Whatever runs then ends with this process.
+  interrupts.insisted.addEventListener("abort", () => process.exit(exitCodes.interrupted));
   const dataDir = new DataDir(options.dataDir);
   const logs: string[] = [];
   let stage: Stage | undefined;
@@ -66,7 +69,10 @@ export async function demo(options: DevOptions): Promise<number> {
     say(...goodbye(stage, dataDir));
     return exitCodes.done;
   } catch (error) {
-    if (interrupts.asked.aborted) throw new CliError(exitCodes.interrupted, "interrupted; nothing is left running");
+    if (interrupts.asked.aborted) {
+      await stage?.kill();
+      throw new CliError(exitCodes.interrupted, "interrupted; what the demo started is gone");
+    }
     if (logs.length > 0) process.stderr.write(`\nWhat the service wrote last:\n${logs.join("\n")}\n\n`);
     throw error;
   } finally {
@@ -80,7 +86,8 @@ async function join(dataDir: DataDir): Promise<Stage | undefined> {
   const running = await dataDir.running();
   if (!running) return undefined;
   const target = await findTarget({ url: running.url, dataDir: dataDir.path });
-  return { ...target, isOwn: false, failed: new Promise(() => {}), stop: async () => {} };
+  const nothing = async () => {};
+  return { ...target, isOwn: false, failed: new Promise(() => {}), stop: nothing, kill: nothing };
 }
 
 async function start(
@@ -107,8 +114,7 @@ async function start(
     onNews: (message, level = "info") => say(level === "info" ? message : paint("yellow", message)),
   });
   say(`${paint("green", "ready")} after ${duration(performance.now() - startedAt)}: ${service.url}`, "");
-  interrupts.insisted.addEventListener("abort", () => void service.kill());
-  return { url: service.url, key: service.key, isOwn: true, failed: service.failed, stop: service.stop };
+  return { ...service, isOwn: true };
 }
 
 /** Submits, follows, receives and checks, telling what it does. */

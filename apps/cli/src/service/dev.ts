@@ -42,8 +42,9 @@ export async function dev(options: DevOptions): Promise<number> {
       onNews: (message, level) => log.say(message, undefined, level),
     });
   } catch (error) {
-    if (interrupts.asked.aborted) return exitCodes.done;
-    throw error;
+    if (!interrupts.asked.aborted) throw error;
+    log.say("stopped before it was ready");
+    return exitCodes.done;
   } finally {
     interrupts.insisted.removeEventListener("abort", exitNow);
   }

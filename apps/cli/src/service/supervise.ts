@@ -14,7 +14,7 @@ const atOnceMs = 10_000;
 /** Living longer than this makes the next pause the shortest again, ms. */
 const steadyMs = 60_000;
 const mostFailures = 5;
-const longestPauseSeconds = 30;
+const longestPauseMs = 30_000;
 /** How long the last lines of a dead child are waited for. */
 const lastLinesMs = 1000;
 /** Over the grace, for what a process does after it. */
@@ -31,6 +31,8 @@ export interface ChildOptions {
   graceSeconds: number;
   /** How long it may take to stop when the supervisor is gone, seconds. */
   orphanGraceSeconds: number;
+  /** The first pause before it is started again, ms; doubles (default 1000). */
+  firstPauseMs?: number;
   onLine(line: string, stream: "stdout" | "stderr"): void;
   /** It died and will be started again, or was given up. */
   onNews(message: string): void;
@@ -39,7 +41,7 @@ export interface ChildOptions {
 export interface SupervisedChild {
   readonly name: string;
   readonly pid: number | undefined;
-  /** Resolves when the program first says that it serves: a message with `ready` or `listening`. */
+  /** Resolves when the program first says that it serves: `process.send({ ready: true })`. */
   readonly ready: Promise<void>;
   /** Resolves with the reason when the child is not started again. Never by `stop()`. */
   readonly givenUp: Promise<string>;
@@ -68,10 +70,7 @@ export function supervise(options: ChildOptions): SupervisedChild {
       const startedAt = performance.now();
       const how = await new Promise<string>((resolve) => {
         child = start(options, resolve);
-        child.on("message", (message) => {
-          const { ready, listening } = message as { ready?: true; listening?: string };
-          if (ready || listening) isReady();
-        });
+        child.on("message", (message) => (message as { ready?: true }).ready && isReady());
       });
       child = undefined;
       if (stopping.signal.aborted) return;
@@ -81,9 +80,9 @@ export function supervise(options: ChildOptions): SupervisedChild {
       failures = livedMs < steadyMs ? failures + 1 : 1;
       if (atOnce >= mostFailures)
         return giveUp(`the ${options.name} ended ${atOnce} times in a row right after its start (${how})`);
-      const pauseSeconds = Math.min(longestPauseSeconds, 2 ** (failures - 1));
-      options.onNews(`the ${options.name} ended (${how}), starting it again in ${pauseSeconds} s`);
-      await delay(pauseSeconds * 1000, undefined, { signal: stopping.signal }).catch(() => undefined);
+      const pauseMs = Math.min(longestPauseMs, (options.firstPauseMs ?? 1000) * 2 ** (failures - 1));
+      options.onNews(`the ${options.name} ended (${how}), starting it again in ${pauseMs / 1000} s`);
+      await delay(pauseMs, undefined, { signal: stopping.signal }).catch(() => undefined);
     }
   }
   const ended = keepAlive();
