@@ -188,11 +188,13 @@ export async function readProgress(
   run: Pick<Run, "tenant" | "id" | "lastSeq">,
 ): Promise<{ lastEvent: string | null; partialOutput: string | null }> {
   const { rows } = await db.query<{ last_event: string | null; seq: number | null }>(
-    `SELECT (SELECT type FROM run_events WHERE run_id = $1 AND seq = $2) AS last_event,
-            (SELECT seq FROM run_events WHERE run_id = $1 AND type IN ('model.partial', 'model.call') ORDER BY seq DESC LIMIT 1) AS seq`,
-    [run.id, run.lastSeq],
+    `SELECT (SELECT type FROM run_events WHERE run_id = r.id AND seq = $2) AS last_event,
+            (SELECT seq FROM run_events WHERE run_id = r.id AND type IN ('model.partial', 'model.call') ORDER BY seq DESC LIMIT 1) AS seq
+     FROM runs r WHERE r.id = $1 AND r.tenant = $3`,
+    [run.id, run.lastSeq, run.tenant],
   );
-  const { last_event, seq } = rows[0]!;
+  if (!rows[0]) return { lastEvent: null, partialOutput: null };
+  const { last_event, seq } = rows[0];
   if (seq === null) return { lastEvent: last_event, partialOutput: null };
   const [event] = await readLog(db, blobs, { tenant: run.tenant, runId: run.id, after: seq - 1, limit: 1 });
   const text = event && "text" in event.data ? String(event.data.text) : "";

@@ -36,6 +36,8 @@ export interface Rescuer {
 }
 
 const most = 1000;
+/** Passes do not follow each other faster, however many back-offs come due. */
+const soonestMs = 50;
 const graceAfterLimitMs = 15_000;
 const lostWakeUpsEveryMs = 5000;
 const lostWakeUpsAsked = 500;
@@ -113,7 +115,7 @@ export function startRescuer(options: RescuerOptions): Rescuer {
     const { rows } = await pool.query<{ ms: number | null }>(
       `SELECT (extract(epoch FROM min(available_at) - now()) * 1000)::float8 AS ms FROM runs WHERE status = 'queued' AND NOT woken`,
     );
-    return Math.max(5, rows[0]?.ms ?? Number.POSITIVE_INFINITY);
+    return Math.max(soonestMs, rows[0]?.ms ?? Number.POSITIVE_INFINITY);
   }
 
   async function send(runs: Left[], why: string): Promise<void> {
@@ -191,7 +193,7 @@ export function startRescuer(options: RescuerOptions): Rescuer {
 
   plan(0);
   return {
-    soon: (ms) => plan(ms),
+    soon: (ms) => plan(Math.max(ms, soonestMs)),
     async close() {
       stopped = true;
       clearTimeout(timer);
