@@ -2,7 +2,7 @@ import { fork } from "node:child_process";
 import { once } from "node:events";
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { createServer } from "node:http";
-import type { AddressInfo } from "node:net";
+import { type AddressInfo, connect } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, expect, test } from "vitest";
@@ -133,6 +133,17 @@ test("SIGTERM ends streams politely, finishes requests, and exits 0", async () =
   expect((await waiting).status).toBe(200);
   expect(await ended).toEqual({ code: 0, signal: null });
   expect(api.output()).not.toContain(key);
+});
+
+test("a connection that never sent a request does not hold up the end", async () => {
+  const api = start();
+  const { port } = new URL(await urlOf(api));
+  const silent = connect(Number(port), "127.0.0.1");
+  await once(silent, "connect");
+  silent.on("error", () => {});
+  // Killed by its own grace, it would exit 1.
+  expect(await api.kill("SIGTERM")).toEqual({ code: 0, signal: null });
+  silent.destroy();
 });
 
 test("it ends when its parent does", async () => {

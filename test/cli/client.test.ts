@@ -17,7 +17,9 @@ let models: ModelServer;
 beforeAll(async () => {
   models = await startModelServer();
   const config = new URL("../../examples/drover.config.ts", import.meta.url).pathname;
-  dev = await startDev(dataDir, { ...models.env(), DROVER_CONFIG: config, DROVER_MODEL: "demo/demo" });
+  // Replies come in one piece: whether their beginning is seen does not hang on when following began.
+  const demo = { DROVER_MODEL: "demo/demo", DEMO_WORD_DELAY_MS: "0" };
+  dev = await startDev(dataDir, { ...models.env(), ...demo, DROVER_CONFIG: config });
 });
 
 afterAll(async () => {

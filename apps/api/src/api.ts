@@ -1,4 +1,5 @@
 /** One API process: opens what it needs, listens, and closes in good order. */
+import type { Socket } from "node:net";
 import { setTimeout as pause } from "node:timers/promises";
 import { DroverError } from "@drover/protocol";
 import { openQueue, openSignals } from "@drover/queue";
@@ -6,7 +7,7 @@ import { createSubmitter } from "@drover/runs";
 import { faultOf, isMigrated, openPool, postgresBlobs } from "@drover/storage";
 import { addSecret, collectProcessMetrics, createLogger, type Logger } from "@drover/telemetry";
 import type { ApiProcessConfig } from "./config.ts";
-import type { AgentInfo, Context, Services } from "./context.ts";
+import type { AgentInfo, App, Context, Services } from "./context.ts";
 import { bootstrap } from "./keys.ts";
 import { buildServer } from "./server.ts";
 
@@ -103,6 +104,7 @@ export async function startApi(config: ApiProcessConfig, deps: ApiDeps = {}): Pr
     await pool.end();
   }
 
+  const closeSilent = silentConnections(app.server);
   let preparing: Promise<void> | undefined;
   try {
     const missing = await prepare();
@@ -127,7 +129,10 @@ export async function startApi(config: ApiProcessConfig, deps: ApiDeps = {}): Pr
         stopping.abort();
         await preparing;
         // A connection that was busy when the closing began would stay open for its whole keep-alive time.
-        const sweep = setInterval(() => app.server.closeIdleConnections(), 50);
+        const sweep = setInterval(() => {
+          app.server.closeIdleConnections();
+          closeSilent();
+        }, 50);
         await app.close();
         clearInterval(sweep);
         await closeConnections();
@@ -144,4 +149,17 @@ const isRefusal = (error: unknown): boolean => /^(28...|3D000)$/.test(String((er
 function urlOf({ address, port }: { address: string; port: number }): string {
   const host = address === "0.0.0.0" || address === "::" ? "127.0.0.1" : address;
   return `http://${host.includes(":") ? `[${host}]` : host}:${port}`;
+}
+
+/** Connections that never sent a request (a browser opens some ahead of time) count as busy for Node. Returns what ends them. */
+function silentConnections(server: App["server"]): () => void {
+  const silent = new Set<Socket>();
+  server.on("connection", (socket) => {
+    silent.add(socket);
+    socket.once("close", () => silent.delete(socket));
+  });
+  server.on("request", (request) => silent.delete(request.socket));
+  return () => {
+    for (const socket of silent) socket.destroy();
+  };
 }

@@ -9,8 +9,8 @@ const indent = " ".repeat(gutter);
 /** Characters for a tool's input or output, so that its line stays one line. */
 const room = (name: string): number => Math.max(30, (process.stdout.columns ?? 140) - gutter - name.length - 14);
 /**
- * The first pieces of a reply are held back so long, ms: a short reply is then shown at once, and whole. Longer for the first reply:
- * following may have begun after it, and then its beginning is only in the event at its end.
+ * The first pieces of a reply are held back so long, ms: a short reply is then shown at once, and whole. Longer for the first one
+ * that streams: following may have begun in its middle, and then its beginning is only in the event at its end.
  */
 const holdMs = { first: 1000, later: 200 };
 
@@ -26,7 +26,7 @@ export class RunView {
   /** Tool calls without a result: the next reply begins after them. */
   #open = 0;
   #waiting: Delta[] = [];
-  #replies = 0;
+  #hasStreamed = false;
   #cost: number | null = 0;
   #tokens = 0;
 
@@ -58,7 +58,7 @@ export class RunView {
       return;
     }
     if (this.#text.isEmpty)
-      this.#timer ??= setTimeout(() => this.#stream(), this.#replies === 0 ? holdMs.first : holdMs.later);
+      this.#timer ??= setTimeout(() => this.#stream(), this.#hasStreamed ? holdMs.later : holdMs.first);
     this.#text.add(delta.text);
     if (this.#text.isShown) this.#stream();
   }
@@ -105,7 +105,7 @@ export class RunView {
   }
 
   #reply(at: number, { text, tool_calls, usage, cost_usd }: EventData["model.call"]): void {
-    this.#replies++;
+    this.#hasStreamed ||= !this.#text.isEmpty;
     const wasShown = this.#text.isShown;
     const { rest, again } = this.#text.end(text);
     if (again) this.#write("\n");
