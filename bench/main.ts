@@ -271,7 +271,7 @@ try {
   if (values.write) {
     const file = new URL("./results.md", import.meta.url);
     const old = readFileSync(file, "utf8");
-    writeFileSync(file, old.replace(/(<!-- newest -->\n)[\s\S]*?(<!-- end -->)/, `$1${text}$2`));
+    writeFileSync(file, old.replace(/(<!-- newest -->\n)[\s\S]*?(<!-- end -->)/, `$1\n${text}\n$2`));
   }
 } finally {
   await stack.stop();
