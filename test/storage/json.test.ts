@@ -1,5 +1,6 @@
 /** JSON that Postgres keeps: whatever a tool or a model wrote goes through a real `json` column and comes back. */
-import { canonicalJson, hashJson, openPool, type Pool, storableJson, storableText } from "@drover/storage";
+import { canonicalJson, hashJson } from "@drover/protocol";
+import { openPool, type Pool, storableJson, storableText } from "@drover/storage";
 import { createLogger } from "@drover/telemetry";
 import fc from "fast-check";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";

@@ -3,6 +3,7 @@ export * from "./config.ts";
 export * from "./errors.ts";
 export * from "./fields.ts";
 export * from "./ids.ts";
+export * from "./json.ts";
 export * from "./operate.ts";
 export * from "./problem.ts";
 export * from "./run.ts";

@@ -12,6 +12,6 @@ export {
   transaction,
 } from "./database.ts";
 export { type EmbeddedPostgres, type EmbeddedPostgresOptions, startEmbeddedPostgres } from "./embedded.ts";
-export { canonicalJson, hashJson, storableJson, storableText } from "./json.ts";
+export { storableJson, storableText } from "./json.ts";
 export { isMigrated, latestMigration, migrate } from "./migrate.ts";
 export { ensurePartitions } from "./partitions.ts";

@@ -1,8 +1,4 @@
-/**
- * JSON as Postgres can keep it, and JSON that hashes the same whatever the order of its keys.
- * Postgres `text` and `json` operators refuse NUL and lone surrogates; JSON has no NaN or Infinity.
- */
-import { createHash } from "node:crypto";
+/** JSON as Postgres can keep it: its `text` and `json` operators refuse NUL and lone surrogates; JSON has no NaN or Infinity. */
 
 /** NUL and lone surrogates as `JSON.stringify` writes them, in values and keys alike, and the escaped backslash that only looks so. */
 const unstorable = /(\\\\)|\\u(?:0000|d[89a-f][0-9a-f]{2})/g;
@@ -27,18 +23,4 @@ function holdsNonFinite(value: unknown): boolean {
 /** Text without NUL and lone surrogates, each replaced by U+FFFD. */
 export function storableText(text: string): string {
   return text.toWellFormed().replaceAll("\0", "\uFFFD");
-}
-
-/** JSON with sorted keys (RFC 8785 in spirit), for hashes only. */
-export function canonicalJson(value: unknown): string {
-  return JSON.stringify(value, (_key, part) =>
-    part && typeof part === "object" && !Array.isArray(part)
-      ? Object.fromEntries(Object.entries(part).sort(([a], [b]) => (a < b ? -1 : 1)))
-      : part,
-  );
-}
-
-/** SHA-256 of the canonical JSON, 32 bytes. */
-export function hashJson(value: unknown): Buffer {
-  return createHash("sha256").update(canonicalJson(value)).digest();
 }

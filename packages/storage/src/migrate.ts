@@ -3,9 +3,10 @@ import { Kysely, PostgresDialect } from "kysely";
 import { type Migration, Migrator } from "kysely/migration";
 import pg from "pg";
 import { initial } from "./migrations/0001_initial.ts";
+import { door } from "./migrations/0002_door.ts";
 import { ensurePartitions } from "./partitions.ts";
 
-const migrations: Record<string, Migration> = { "0001_initial": initial };
+const migrations: Record<string, Migration> = { "0001_initial": initial, "0002_door": door };
 
 /** The newest migration this code knows: what `/ready` compares the database with. */
 export const latestMigration = Object.keys(migrations).sort().at(-1)!;

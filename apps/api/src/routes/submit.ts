@@ -2,6 +2,7 @@
 import {
   accepted,
   batchAccepted,
+  hashJson,
   runProblem as runProblemSchema,
   runResult,
   type SubmitBody,
@@ -11,7 +12,6 @@ import {
   toWireId,
 } from "@drover/protocol";
 import { type Accepted, type Idempotency, isFinal, readOutcome, readRun, waitForRun } from "@drover/runs";
-import { hashJson } from "@drover/storage";
 import { metrics } from "@drover/telemetry";
 import type { FastifyRequest } from "fastify";
 import { z } from "zod";
