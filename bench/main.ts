@@ -1,10 +1,11 @@
 /**
  * `npm run bench`: Drover beside raw BullMQ, in one run, on the same Redis and the same Postgres. Prints a table; `--write` puts it into
- * `bench/results.md`; `--quick` takes a tenth; `--only submit,pickup,runs,memory`.
+ * `bench/results.md`; `--quick` takes a tenth; `--only submit,pickup,runs,memory,audit`.
  */
 import { readFileSync, writeFileSync } from "node:fs";
 import { cpus } from "node:os";
 import { parseArgs } from "node:util";
+import { auditRates } from "./audit.ts";
 import { type LoadResult, load, percentiles } from "./load.ts";
 import {
   apiKey,
@@ -29,11 +30,11 @@ const { values } = parseArgs({
   },
 });
 if (values.help) {
-  console.log("npm run bench -- [--quick] [--write] [--only submit,pickup,runs,memory]");
+  console.log("npm run bench -- [--quick] [--write] [--only submit,pickup,runs,memory,audit]");
   process.exit(0);
 }
 const share = values.quick ? 0.1 : 1;
-const wanted = new Set(values.only?.split(",") ?? ["submit", "pickup", "runs", "memory"]);
+const wanted = new Set(values.only?.split(",") ?? ["submit", "pickup", "runs", "memory", "audit"]);
 const backends: Backend[] = ["redis", "postgres"];
 const rows: string[][] = [];
 const noop = { DROVER_CONFIG: new URL("./noop.config.ts", import.meta.url).pathname, DROVER_MODEL: "noop/noop" };
@@ -217,6 +218,21 @@ async function memory(stack: Stack): Promise<void> {
   await clear(stack);
 }
 
+/** Audit entries written as fast as 8 writers can, 20 a transaction, and chained meanwhile. */
+async function audit(stack: Stack): Promise<void> {
+  const { writtenPerSecond, chainedPerSecond, idle } = await auditRates(stack, Math.round(100_000 * share));
+  const rates = `written ${Math.round(writtenPerSecond)}/s, chained ${Math.round(chainedPerSecond)}/s`;
+  row("audit entries under load", "postgres", "-", rates, "", "5,000/s");
+  row(
+    "audit entry, commit to chained, idle",
+    "postgres",
+    "-",
+    `p50 ${idle.p50.toFixed(0)}, p99 ${idle.p99.toFixed(0)} ms`,
+    "",
+    "100 ms",
+  );
+}
+
 interface Memory {
   rss: number;
   heap: number;
@@ -258,6 +274,7 @@ try {
     if (wanted.has("runs")) await runs(stack, backend);
   }
   if (wanted.has("memory")) await memory(stack);
+  if (wanted.has("audit")) await audit(stack);
   const { rows: server } = await stack.pool.query<{ version: string }>(
     "SELECT current_setting('server_version') AS version",
   );

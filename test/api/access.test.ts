@@ -156,6 +156,7 @@ const routes: [method: string, path: string, allowed: Role[], body?: unknown][] 
   ["DELETE", `/webhooks/whk_${nobody}`, ["operator", "admin"]],
   ["POST", `/webhooks/whk_${nobody}/rotate-secret`, ["operator", "admin"]],
   ["POST", `/webhooks/whk_${nobody}/test`, ["operator", "admin"]],
+  ["GET", "/audit", ["operator", "admin"]],
   ["GET", "/webhooks/secret", ["admin"]],
   ["POST", "/webhooks/secret/rotate", ["admin"]],
 ];

@@ -44,6 +44,7 @@ describe("GET /query/status/{id}", () => {
     expect(status).toBe(200);
     expect(body).toEqual({
       task_id: id,
+      kind: "query",
       status: "queued",
       agent: "default",
       user_id: "u",

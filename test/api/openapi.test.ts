@@ -42,6 +42,11 @@ test("every route of the contract is in it", () => {
   ).toEqual(
     [
       "DELETE /webhooks/{id}",
+      "GET /approvals",
+      "GET /approvals/link/{token}",
+      "GET /approvals/{id}",
+      "GET /audit",
+      "GET /budget",
       "GET /execution/{id}",
       "GET /health",
       "GET /metrics",
@@ -50,6 +55,7 @@ test("every route of the contract is in it", () => {
       "GET /query/batch/{id}",
       "GET /query/result/{id}",
       "GET /query/status/{id}",
+      "GET /query/{id}/approvals",
       "GET /query/{id}/deliveries",
       "GET /query/{id}/events",
       "GET /ready",
@@ -58,23 +64,30 @@ test("every route of the contract is in it", () => {
       "GET /webhooks/{id}",
       "PATCH /webhooks/{id}",
       "POST /agent/query",
+      "POST /approvals/link/{token}",
+      "POST /approvals/{id}",
+      "POST /approvals/{id}/link",
       "POST /deliveries/{id}/redeliver",
       "POST /query",
       "POST /query/async",
       "POST /query/batch",
       "POST /query/batch/{id}/cancel",
       "POST /query/with-callback",
+      "POST /query/{id}/budget",
       "POST /query/{id}/cancel",
+      "POST /query/{id}/rollback",
       "POST /webhooks",
       "POST /webhooks/secret/rotate",
       "POST /webhooks/{id}/rotate-secret",
       "POST /webhooks/{id}/test",
+      "PUT /budget",
     ].sort(),
   );
 });
 
 test("every operation says what it does, which errors it can answer, and who may ask", () => {
-  const open = ["GET /health", "GET /ready", "GET /metrics", "GET /openapi.json"];
+  const pages = ["GET /approvals/link/{token}", "POST /approvals/link/{token}"];
+  const open = ["GET /health", "GET /ready", "GET /metrics", "GET /openapi.json", ...pages];
   const ids = new Set<string>();
   for (const [name, operation] of operations()) {
     expect(operation.summary, name).toBeTruthy();

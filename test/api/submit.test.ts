@@ -89,10 +89,10 @@ describe("a body that is not valid", () => {
     ["a metadata service", { query: "x", callback_url: "http://169.254.169.254/" }, "callback_url", /private/],
     ["events without a callback", { query: "x", events: ["query.completed"] }, "events", /callback_url/],
     [
-      "an event that cannot occur yet",
-      { query: "x", callback_url: "https://example.com", events: ["query.waiting"] },
+      "an event there is not",
+      { query: "x", callback_url: "https://example.com", events: ["query.started"] },
       "events[0]",
-      /cannot occur yet/,
+      /query\.waiting/,
     ],
     [
       "an event of batches",

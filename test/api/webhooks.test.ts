@@ -46,8 +46,8 @@ describe("endpoints", () => {
     ["a url with a password", { url: "https://u:p@example.com" }, "url", /password/],
     ["an unknown event", { url: "https://example.com", events: ["query.done"] }, "events[0]", /one of/],
     [
-      "an event that cannot occur yet",
-      { url: "https://example.com", events: ["query.waiting"] },
+      "an event there is not",
+      { url: "https://example.com", events: ["query.started"] },
       "events[0]",
       /one of/,
     ],

@@ -1,6 +1,6 @@
 /** What tests of the API share: a server over a database of its own, keys of every role, clients, and an owner for runs. */
 import { randomBytes } from "node:crypto";
-import { type Api, type ApiDeps, apiProcessConfig, createKey, type Role, startApi } from "@drover/api";
+import { type Api, type ApiDeps, type ApiProcessConfig, apiProcessConfig, createKey, type Role, startApi } from "@drover/api";
 import type { EventData, EventType, NewEvent } from "@drover/harness";
 import { fromWireId, loadConfig, type Problem, uuidv7 } from "@drover/protocol";
 import { migrateQueue, openSignals, type Signals } from "@drover/queue";
@@ -45,6 +45,7 @@ interface Owner {
 export interface World {
   api: Api;
   url: string;
+  config: ApiProcessConfig;
   pool: Pool;
   databaseUrl: string;
   /** Of a process beside the API, as a worker has them. */
@@ -107,6 +108,7 @@ export async function startWorld(options: WorldOptions = {}): Promise<World> {
   const world: World = {
     api,
     url: api.url,
+    config,
     pool,
     databaseUrl: database.url,
     signals,

@@ -33,6 +33,7 @@ const worker = await startWorker({
     agent: () => defaultAgent,
     model: (id) => models.resolve(id ?? models.default),
     tools: new ToolRegistry(endpointTools(process.env.TOOL_URL!)),
+    policies: [],
   },
   slots: config.WORKER_CONCURRENCY,
   leaseMs: config.LEASE_SECONDS * 1000,

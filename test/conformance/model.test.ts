@@ -182,9 +182,7 @@ describe.each(wires)("$id over the wire", ({ wire, id, key }) => {
     server.script([{ toolCalls: [{ name: "teleport", input: { to: "Mars" } }] }, "Then not."]);
     const model = modelOf(id);
     const first = reply((await ask(model, "go")).result);
-    expect(first.toolCalls).toMatchObject([
-      { name: "teleport", invalid: expect.stringContaining("calculate, lookup") },
-    ]);
+    expect(first.toolCalls).toMatchObject([{ name: "teleport", invalid: "There is no tool teleport here." }]);
     const { id: callId, name, invalid } = first.toolCalls[0]!;
     const second = await ask(model, [user("go"), ...first.messages, toolResult(callId, name, invalid!)]);
     expect(reply(second.result).text).toBe("Then not.");

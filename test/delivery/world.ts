@@ -18,7 +18,7 @@ import { cancelRuns, claimRuns, insertRuns, leaveRuns, type NewRun } from "../..
 import { createDatabase } from "../support/database.ts";
 import { type Receiver, startReceiver } from "../support/receiver.ts";
 
-interface RunSpec {
+export interface RunSpec {
   tenant?: string;
   callbackUrl?: string;
   callbackEvents?: string[];
@@ -66,7 +66,7 @@ export interface World {
 
 const logger = createLogger({ name: "test", level: process.env.TEST_LOG ?? "silent" });
 
-const runInput: RunInput = {
+export const runInput: RunInput = {
   query: "What is it?",
   agent: "default",
   max_iterations: 10,
@@ -74,7 +74,7 @@ const runInput: RunInput = {
   retry: { max_attempts: 3, backoff_ms: 1000, max_backoff_ms: 60_000 },
 };
 
-function newRun(spec: RunSpec): NewRun {
+export function newRun(spec: RunSpec): NewRun {
   return {
     id: uuidv7(),
     tenant: spec.tenant ?? "default",
@@ -93,6 +93,9 @@ function newRun(spec: RunSpec): NewRun {
     metadata: spec.metadata ?? {},
     data: JSON.stringify(runInput),
     idempotency: null,
+    sessionId: null,
+    submittedBy: null,
+    hash: null,
   };
 }
 
@@ -164,7 +167,7 @@ export async function createWorld(): Promise<World> {
       const runs = Array.from({ length: count }, () => newRun(spec));
       const ids = runs.map((run) => run.id);
       await insertRuns(pool, runs);
-      await cancelRuns(pool, spec.tenant ?? "default", ids);
+      await cancelRuns(pool, spec.tenant ?? "default", ids, "test");
       return ids;
     },
     async addBatch(total, spec) {

@@ -146,11 +146,11 @@ describe("ToolRegistry", () => {
   it("gives each agent its own tools, always as the same object, and tells a model their schema", () => {
     const registry = new ToolRegistry([good, tool("other", () => 1)]);
     const agent = { tools: ["other"] };
-    const box = registry.boxFor(agent);
-    expect(registry.boxFor(agent)).toBe(box);
+    const box = registry.boxFor("default", agent);
+    expect(registry.boxFor("default", agent)).toBe(box);
     expect(box.specs.map(({ name }) => name)).toEqual(["other"]);
     expect(box.get("good")).toBeUndefined();
-    expect(registry.boxFor({}).specs.map(({ name }) => name)).toEqual(["good", "other"]);
+    expect(registry.boxFor("default", {}).specs.map(({ name }) => name)).toEqual(["good", "other"]);
     expect(box.specs[0]!.inputSchema).toEqual({ type: "object", properties: { n: { type: "number" } } });
     expect(() => registry.register(good)).toThrow("registered already");
   });

@@ -262,42 +262,44 @@ describe("max_cost_usd", () => {
   const usage = { input: 1000, output: 100 };
   const priced = { models: { prices: { [anthropic]: { input: 1, output: 10 } } } };
 
-  it("ends the run after the step that used it up; what was paid for is done", async () => {
+  it("ends the run before a call that may cost more than is left; what was paid for is done", async () => {
     const step = { ...again, text: "A step.", usage };
-    const { result, count } = await run([step, step, step, "never"], { maxCostUsd: 0.004 }, priced);
-    expect(count).toBe(2);
-    expect(result).toMatchObject({
-      status: "partial",
-      output: "A step.",
-      stop_reason: "budget",
-      cost_usd: 0.004,
-      iterations: 2,
-    });
+    const { result, count } = await run([step, step, "In short.", "never"], { maxCostUsd: 0.0095 }, priced);
+    expect(count).toBe(3);
+    expect(result).toMatchObject({ status: "partial", output: "In short.", stop_reason: "budget", iterations: 2 });
     expect(result.tool_calls.map(({ status }) => status)).toEqual(["ok", "ok"]);
-    expect(result.error!.message).toMatch(/cost 0\.004 USD of its 0\.004 USD/);
+    expect(result.error!.message).toMatch(/cost 0\.00\d+ USD of its 0\.0095 USD/);
+    expect(result.cost_usd!).toBeLessThanOrEqual(0.0095);
   });
 
-  it("does not take an answer away that cost too much", async () => {
-    const { result } = await run([{ text: "Dear.", usage }], { maxCostUsd: 0.000001 }, priced);
-    expect(result).toMatchObject({ status: "success", output: "Dear.", cost_usd: 0.002 });
+  it("lowers the longest reply to what is left, and makes no call that pays for less than 256 tokens", async () => {
+    const { result, calls } = await run([{ text: "Short.", usage }], { maxCostUsd: 0.01, maxTokens: 100_000 }, priced);
+    expect(result.status).toBe("success");
+    const { max_tokens: longest } = calls[0]!.body as { max_tokens: number };
+    // 10 USD per million tokens of output: a cent pays for a thousand.
+    expect(longest).toBeGreaterThanOrEqual(256);
+    expect(longest).toBeLessThan(1000);
+    const none = await run(["never"], { maxCostUsd: 0.0001 }, priced);
+    expect(none.count).toBe(0);
+    expect(none.result).toMatchObject({ status: "error", stop_reason: "budget", cost_usd: 0 });
   });
 
-  it("is not exceeded by a run that stays below it", async () => {
+  it("is not felt by a run that stays below it", async () => {
     const { result } = await run(
       [
         { ...again, usage },
         { text: "Cheap.", usage },
       ],
-      { maxCostUsd: 0.005 },
+      { maxCostUsd: 1 },
       priced,
     );
     expect(result).toMatchObject({ status: "success", output: "Cheap.", cost_usd: 0.004 });
   });
 
-  it("cannot be kept without a price: the run ends and says what is missing", async () => {
-    const { result, count } = await run([again, "never"], { maxCostUsd: 5, model: "anthropic/nobody-knows-this-one" });
-    expect(count).toBe(1);
-    expect(result).toMatchObject({ status: "partial", stop_reason: "budget", cost_usd: null });
+  it("cannot be kept without a price: no call is made, and the error says what is missing", async () => {
+    const { result, count } = await run(["never"], { maxCostUsd: 5, model: "anthropic/nobody-knows-this-one" });
+    expect(count).toBe(0);
+    expect(result).toMatchObject({ status: "error", stop_reason: "price_unknown", cost_usd: 0 });
     expect(result.error!.message).toMatch(/no known price.*models\.prices/);
   });
 });

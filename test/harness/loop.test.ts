@@ -16,6 +16,7 @@ import {
   runLoop,
   type StopCause,
   ToolRegistry,
+  noBudget,
 } from "@drover/harness";
 import type { Model, ModelCallOptions, ModelReply, ModelRequest, ModelResult } from "@drover/llm";
 import { describe, expect, it } from "vitest";
@@ -83,9 +84,15 @@ function owner(
     runId: "00000000-0000-7000-8000-000000000000",
     tenant: "default",
     workspace: "/nowhere",
+    agentName: "default",
     agent,
+    policies: [],
+    approvals: { expiresAfterMs: 86_400_000, onExpiry: "reject" },
+    asking: "park",
+    budget: noBudget,
+    onBudget: "stop",
     model,
-    toolbox: new ToolRegistry(tools).boxFor(agent),
+    toolbox: new ToolRegistry(tools).boxFor("default", agent),
     state,
     control,
     append: async (event) => void events.push(event),

@@ -112,9 +112,8 @@ describe.each(wires)("%s", (model) => {
       const where = `after ${length} events, the last a ${prefix.at(-1)!.type}`;
       if (begun.some(({ tool_name }) => tool_name === "pay")) {
         expect(second, where).toMatchObject({
-          status: "partial",
-          stop_reason: "uncertain",
-          error: { code: "uncertain" },
+          status: "waiting",
+          waiting: { waiting_for: "approval", approvals: [{ subject: "uncertain", tool_name: "pay" }] },
         });
         expect([server.calls.length, ran], where).toEqual([0, []]);
         server.reset();

@@ -111,10 +111,17 @@ describe("several calls in one turn", () => {
 });
 
 describe("calls that cannot be carried out", () => {
-  it("an unknown tool: the model is told which there are", async () => {
-    const { result, seen } = await turn([tool("it", () => 1)], [{ name: "its", input: {} }]);
-    expect(result.tool_calls[0]).toMatchObject({ tool_name: "its", status: "error" });
-    expect(seen[0]).toMatch(/no tool "?its"?.*it\b/);
+  it("an unknown tool and one of another agent are the same permission error, which names no other tool", async () => {
+    const secret = tool("secret", () => 1);
+    const config = { agents: { default: { tools: ["public"] } } };
+    const calls = [
+      { name: "its", input: {} },
+      { name: "secret", input: {} },
+    ];
+    const { result, seen } = await turn([tool("public", () => 1), secret], calls, config);
+    expect(result.tool_calls.map(({ status }) => status)).toEqual(["denied", "denied"]);
+    expect(seen[0]!.replace("its", "secret")).toBe(seen[1]);
+    expect(seen.join()).not.toContain("public");
   });
 
   it("a tool of another agent is unknown to this one", async () => {

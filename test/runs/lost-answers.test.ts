@@ -5,6 +5,7 @@ import { type ConsumeOptions, openSignals, queueConfig, type Signals, type WakeQ
 import { followLog, type RunWorker, readLog, readRun, startWorker } from "@drover/runs";
 import { openPool, type Pool } from "@drover/storage";
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from "vitest";
+import { createBudgets } from "../../packages/runs/src/budget.ts";
 import { Executor } from "../../packages/runs/src/executor.ts";
 import { createGate, type ModelServer, startModelServer } from "../support/model-server.ts";
 import { type FaultProxy, startProxy } from "../support/proxy.ts";
@@ -66,6 +67,7 @@ async function start(more: Partial<Parameters<typeof startWorker>[0]> = {}): Pro
       agent: (name) => (name === "default" ? defaultAgent : undefined),
       model: (id) => source.resolve(id ?? source.default),
       tools: new ToolRegistry([]),
+    policies: [],
     },
     slots: 20,
     leaseMs: 2000,
@@ -205,7 +207,8 @@ test("a run whose log could not be written while Postgres was away goes back to 
     append: async () => {
       throw Object.assign(new Error("connection reset"), { code: "ECONNRESET" });
     },
-    agents: { agent: () => defaultAgent, model: () => source.resolve(source.default), tools: new ToolRegistry([]) },
+    agents: { agent: () => defaultAgent, model: () => source.resolve(source.default), tools: new ToolRegistry([]), policies: [] },
+    budgets: createBudgets(bench.pool, AbortSignal.abort()),
     liveness: { workerId: worker, whenFresh: async () => {} },
     workspaces: "unused",
     partialEveryMs: 60_000,

@@ -173,7 +173,7 @@ test("cancel: queued ends at once; running gets the flag, the append's answer te
   const worker = await bench.addWorker();
   const [queued, running] = [await bench.submit(), await bench.submit()];
   const run = await bench.claim(worker, running);
-  const answers = await cancelRuns(bench.pool, "default", [queued, running]);
+  const answers = await cancelRuns(bench.pool, "default", [queued, running], "test");
   expect(answers).toEqual(
     expect.arrayContaining([
       { runId: queued, status: "cancelled", cancelRequested: false, batchId: null },
@@ -199,7 +199,7 @@ test("cancel: queued ends at once; running gets the flag, the append's answer te
   const log = await readLog(bench.pool, bench.blobs, { tenant: "default", runId: running });
   expect(log.at(-1)!.data).toMatchObject({ output: "kept" });
   // Repeating is harmless and tells what won.
-  expect(await cancelRuns(bench.pool, "default", [running])).toMatchObject([
+  expect(await cancelRuns(bench.pool, "default", [running], "test")).toMatchObject([
     { status: "cancelled", cancelRequested: false },
   ]);
   expect(await types(running)).toHaveLength(5);
@@ -207,16 +207,16 @@ test("cancel: queued ends at once; running gets the flag, the append's answer te
 
 test("another tenant's cancel finds nothing", async () => {
   const id = await bench.submit();
-  expect(await cancelRuns(bench.pool, "other", [id])).toEqual([]);
+  expect(await cancelRuns(bench.pool, "other", [id], "test")).toEqual([]);
   expect((await bench.row(id)).status).toBe("queued");
-  await cancelRuns(bench.pool, "default", [id]);
+  await cancelRuns(bench.pool, "default", [id], "test");
 });
 
 test("a cancelled run is not taken over, it waits for its end", async () => {
   const worker = await bench.addWorker();
   const id = await bench.submit();
   await bench.claim(worker, id);
-  await cancelRuns(bench.pool, "default", [id]);
+  await cancelRuns(bench.pool, "default", [id], "test");
   await bench.pool.query("DELETE FROM workers WHERE id = $1", [worker]);
   expect((await takeOver(bench.pool, 100)).map((run) => run.runId)).not.toContain(id);
 });
@@ -268,7 +268,7 @@ test("a lost wake-up is sent again under a new name, once", async () => {
     rewake(bench.pool, [{ runId: id, wake: 1 }]),
   ]);
   expect(both.flat()).toMatchObject([{ runId: id, wake: 2 }]);
-  await cancelRuns(bench.pool, "default", [id]);
+  await cancelRuns(bench.pool, "default", [id], "test");
 });
 
 test("whatever the order of concurrent moves, the log is gap-free, its last event is the status, and a final status stays", async () => {
@@ -290,7 +290,7 @@ test("whatever the order of concurrent moves, the log is gap-free, its last even
               return leaveRuns(bench.pool, [
                 await bench.leaving(run, { status: "queued", eventType: "run.retrying", data: "{}", attempt: 2 }),
               ]);
-            if (action === "cancel") return cancelRuns(bench.pool, "default", [id]);
+            if (action === "cancel") return cancelRuns(bench.pool, "default", [id], "test");
             if (action === "claim") return claimRuns(bench.pool, worker, [id]);
             return takeOver(bench.pool, 10);
           }),

@@ -69,6 +69,7 @@ describe.each(["redis", "postgres"] as const)("on %s", (backend) => {
         agent: (name) => (name === "default" ? defaultAgent : undefined),
         model: (id) => source.resolve(id ?? source.default),
         tools: new ToolRegistry(endpointTools(endpoint.url)),
+    policies: [],
       },
       slots: 20,
       leaseMs: 2000,
@@ -202,7 +203,7 @@ describe.each(["redis", "postgres"] as const)("on %s", (backend) => {
     expect(await readProgress(bench.pool, bench.blobs, await run(id))).toMatchObject({
       partialOutput: expect.stringContaining("one"),
     });
-    expect(await cancelRun(bench.pool, "default", id)).toMatchObject({ status: "running", cancelRequested: true });
+    expect(await cancelRun(bench.pool, "default", id, "test")).toMatchObject({ status: "running", cancelRequested: true });
     const { run: ended, outcome } = await end(id);
     expect(ended.status).toBe("cancelled");
     expect(outcome.result.output).toContain("one");
@@ -217,15 +218,15 @@ describe.each(["redis", "postgres"] as const)("on %s", (backend) => {
     await endpoint.called(1);
     const queued = await submit();
     const delayed = await submit({ delayMs: 60_000 });
-    expect(await cancelRun(bench.pool, "default", queued)).toMatchObject({
+    expect(await cancelRun(bench.pool, "default", queued, "test")).toMatchObject({
       status: "cancelled",
       cancelRequested: false,
     });
-    expect(await cancelRun(bench.pool, "default", delayed)).toMatchObject({ status: "cancelled" });
-    await cancelRun(bench.pool, "default", id);
+    expect(await cancelRun(bench.pool, "default", delayed, "test")).toMatchObject({ status: "cancelled" });
+    await cancelRun(bench.pool, "default", id, "test");
     expect((await end(id)).run.status).toBe("cancelled");
-    expect(await cancelRun(bench.pool, "default", id)).toMatchObject({ status: "cancelled", cancelRequested: false });
-    expect(await cancelRun(bench.pool, "default", "00000000-0000-7000-8000-000000000000")).toBeNull();
+    expect(await cancelRun(bench.pool, "default", id, "test")).toMatchObject({ status: "cancelled", cancelRequested: false });
+    expect(await cancelRun(bench.pool, "default", "00000000-0000-7000-8000-000000000000", "test")).toBeNull();
     expect(endpoint.calls).toHaveLength(1);
   });
 
@@ -346,8 +347,8 @@ describe.each(["redis", "postgres"] as const)("on %s", (backend) => {
 
     const delayed = ["x", "y"].map((query) => submission({ ...withInput({ query }), delayMs: 60_000 }));
     const second = await submitter().submitBatch({ ...about, items: delayed });
-    expect(await cancelBatch(bench.pool, "other", second.id)).toBe(false);
-    expect(await cancelBatch(bench.pool, "default", second.id)).toBe(true);
+    expect(await cancelBatch(bench.pool, "other", second.id, "test")).toBe(false);
+    expect(await cancelBatch(bench.pool, "default", second.id, "test")).toBe(true);
     expect((await readBatch(bench.pool, "default", second.id))!).toMatchObject({
       status: "cancelled",
       counts: { cancelled: 2 },

@@ -64,19 +64,21 @@ function idAhead(months: number): string {
   return `${hex.slice(0, 8)}-${hex.slice(8)}-7000-8000-000000000001`;
 }
 
+const all = ["0001_initial", "0002_door"];
+
 describe("migrate", () => {
   it("lets five starters come at once: one does the work, all find it done", async () => {
     const { database, pool } = await emptyDatabase();
     expect(await isMigrated(pool)).toBe(false);
     const ran = await Promise.all(Array.from({ length: 5 }, () => migrate(database.url)));
-    expect(ran.flat()).toEqual([latestMigration]);
+    expect(ran.flat()).toEqual(all);
     expect(await isMigrated(pool)).toBe(true);
     expect(await partitionsOf(pool)).toHaveLength(4);
   });
 
   it("does nothing the second time", async () => {
     const { database } = await emptyDatabase();
-    expect(await migrate(database.url)).toEqual([latestMigration]);
+    expect(await migrate(database.url)).toEqual(all);
     expect(await migrate(database.url)).toEqual([]);
   });
 
@@ -87,7 +89,7 @@ describe("migrate", () => {
     expect(await isMigrated(pool)).toBe(false);
     expect((await pool.query("SELECT to_regclass('runs') AS runs")).rows[0].runs).toBeNull();
     await pool.query("DROP TABLE deliveries");
-    expect(await migrate(database.url)).toEqual([latestMigration]);
+    expect(await migrate(database.url)).toEqual(all);
     expect(await isMigrated(pool)).toBe(true);
   });
 

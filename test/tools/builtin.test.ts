@@ -35,7 +35,7 @@ describe("builtinTools", () => {
       expect([tool.permission, tool.effect]).toEqual(["read", "pure"]);
       registry.register(tool);
     }
-    const specs = registry.boxFor({ name: "any" } as Parameters<ToolRegistry["boxFor"]>[0]).specs;
+    const specs = registry.boxFor("default", {}).specs;
     for (const { name, inputSchema } of specs) {
       const { properties } = inputSchema as { properties: Record<string, { description?: string }> };
       for (const [field, { description }] of Object.entries(properties)) {

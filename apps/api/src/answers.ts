@@ -2,6 +2,7 @@
 import type { LogEvent, RunInput, RunResult } from "@drover/harness";
 import {
   type AcceptedAnswer,
+  type ApprovalAnswer,
   type BatchAnswer,
   type ExecutionAnswer,
   type ResultAnswer,
@@ -12,7 +13,7 @@ import {
   toProblem,
   toWireId,
 } from "@drover/protocol";
-import type { Batch, BatchItem, Outcome, Run } from "@drover/runs";
+import type { ApprovalRecord, Batch, BatchItem, Outcome, Run } from "@drover/runs";
 
 /** Where a run is followed; `status` defaults to what a new one has. */
 export function acceptedAnswer(id: string, status: RunStatus = "queued"): AcceptedAnswer {
@@ -30,8 +31,11 @@ function summaryFields(run: Run) {
   const waitsUntil = run.status === "queued" && run.availableAt.getTime() > Date.now() ? run.availableAt : null;
   return {
     task_id: toWireId("run", run.id),
+    kind: run.kind,
+    ...(run.ofRun !== null && { of_run: toWireId("run", run.ofRun) }),
     status: run.status,
     ...(run.waitingFor !== null && { waiting_for: run.waitingFor }),
+    ...(run.waitingLevel !== null && { waiting_level: run.waitingLevel }),
     ...(run.stopReason !== null && { stop_reason: run.stopReason }),
     agent: run.agent,
     ...(run.batchId !== null && { batch_id: toWireId("batch", run.batchId) }),
@@ -77,16 +81,52 @@ export function resultAnswer(result: RunResult, toolCalls = false): ResultAnswer
 }
 
 export function executionAnswer(run: Run, input: RunInput, outcome: Outcome | null): ExecutionAnswer {
-  const { query, context, agent: _named, ...settings } = input;
+  const { query, context, system_prompt, model, temperature, max_tokens, max_iterations, max_cost_usd } = input;
+  const { action_budget: actions, on_budget: at_cap, limits, retry } = input;
   return {
     ...summaryAnswer(run),
     query,
     ...(context && { context }),
-    settings: { ...settings, priority: run.priority },
+    settings: {
+      ...given({ system_prompt, model, temperature, max_tokens, max_cost_usd }),
+      ...((actions !== undefined || at_cap !== undefined) && { budget: given({ actions, at_cap }) }),
+      max_iterations,
+      limits,
+      retry,
+      priority: run.priority,
+    },
     duration_seconds: run.activeMs / 1000,
     last_seq: run.lastSeq,
     result: outcome?.result ?? null,
     error: outcome?.error ?? null,
+  };
+}
+
+/** Without what is not given. */
+function given<T extends object>(fields: T): { [K in keyof T]?: Exclude<T[K], undefined> } {
+  return Object.fromEntries(Object.entries(fields).filter(([, value]) => value !== undefined)) as never;
+}
+
+export function approvalAnswer(asked: ApprovalRecord): ApprovalAnswer {
+  const { decision } = asked;
+  return {
+    id: toWireId("approval", asked.id),
+    task_id: toWireId("run", asked.runId),
+    agent: asked.agent,
+    subject: asked.subject,
+    tool_name: asked.toolName,
+    input: asked.input,
+    reason: asked.reason,
+    hash: asked.hash,
+    status: asked.status,
+    requested_at: asked.requestedAt.toISOString(),
+    expires_at: asked.expiresAt.toISOString(),
+    on_expiry: asked.onExpiry,
+    decided_at: asked.decidedAt?.toISOString() ?? null,
+    decided_by: asked.decidedBy,
+    decision: decision?.decision ?? null,
+    note: decision?.note ?? null,
+    ...(decision?.edited_input !== undefined && { edited_input: decision.edited_input }),
   };
 }
 

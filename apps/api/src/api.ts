@@ -1,6 +1,7 @@
 /** One API process: opens what it needs, listens, and closes in good order. */
 import type { Socket } from "node:net";
 import { setTimeout as pause } from "node:timers/promises";
+import { ToolRegistry } from "@drover/harness";
 import { DroverError } from "@drover/protocol";
 import { openQueue, openSignals } from "@drover/queue";
 import { createSubmitter } from "@drover/runs";
@@ -14,6 +15,8 @@ import { buildServer } from "./server.ts";
 export interface ApiDeps {
   /** The agents of `drover.config.ts` by name (default: `default` alone). */
   agents?: Record<string, AgentInfo>;
+  /** The tools of the installation, for their schemas (default: none). */
+  tools?: Context["tools"];
   logger?: Logger;
   /** Pause between two heartbeats of a live stream, ms (default 15,000). */
   heartbeatMs?: number;
@@ -56,6 +59,7 @@ export async function startApi(config: ApiProcessConfig, deps: ApiDeps = {}): Pr
   const context: Context = {
     config,
     agents: deps.agents ?? { default: {} },
+    tools: deps.tools ?? new ToolRegistry(),
     pool,
     blobs: postgresBlobs(pool),
     signals,

@@ -1,5 +1,5 @@
 /** What every route works with, and what Fastify's types must know of us. */
-import type { AgentDefinition } from "@drover/harness";
+import type { AgentDefinition, ToolRegistry } from "@drover/harness";
 import type { ErrorCode } from "@drover/protocol";
 import type { Signals, WakeQueue } from "@drover/queue";
 import type { Submitter } from "@drover/runs";
@@ -18,11 +18,13 @@ import type { ApiProcessConfig } from "./config.ts";
 import type { Caller, Permission } from "./keys.ts";
 
 /** What the API must know of an agent. */
-export type AgentInfo = Pick<AgentDefinition, "maxIterations">;
+export type AgentInfo = Pick<AgentDefinition, "maxIterations" | "actionBudget">;
 
 export interface Context {
   config: ApiProcessConfig;
   agents: Record<string, AgentInfo>;
+  /** For their schemas: edited arguments are held against them. Nothing is called here. */
+  tools: Pick<ToolRegistry, "get">;
   pool: Pool;
   blobs: Blobs;
   signals: Signals;
@@ -58,6 +60,8 @@ declare module "fastify" {
     permission?: Permission;
     /** Browsers open this route: the key may be the password of Basic credentials. */
     basic?: boolean;
+    /** For the OpenAPI document: it answers people, with pages in place of problems. */
+    pages?: boolean;
     /** For the OpenAPI document: codes it can answer besides those of every route. */
     problems?: readonly ErrorCode[];
     /** For the OpenAPI document: request headers it reads. */

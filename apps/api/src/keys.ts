@@ -5,7 +5,8 @@
 import { hash, randomBytes } from "node:crypto";
 import { newWebhookSecret } from "@drover/delivery";
 import { DroverError, fromWireId, toWireId, uuidv7 } from "@drover/protocol";
-import type { Pool, Queryable } from "@drover/storage";
+import { recordAudit } from "@drover/runs";
+import type { Pool, Queryable, Transaction } from "@drover/storage";
 import { transaction } from "@drover/storage";
 import { addSecret } from "@drover/telemetry";
 
@@ -13,13 +14,41 @@ export const roles = ["submitter", "approver", "operator", "admin"] as const;
 export type Role = (typeof roles)[number];
 
 /** What a route asks for. */
-export type Permission = "submit" | "read" | "cancel" | "redeliver" | "webhooks" | "board" | "secret";
+export type Permission =
+  | "submit"
+  /** Its runs may call admin tools. */
+  | "admin_tools"
+  | "read"
+  | "cancel"
+  | "approve"
+  /** Raising a run's caps, and undoing what a run did. */
+  | "intervene"
+  /** What a tenant may spend. */
+  | "budget"
+  | "redeliver"
+  | "webhooks"
+  | "board"
+  | "audit"
+  | "secret";
 
 const granted: Record<Role, ReadonlySet<Permission>> = {
   submitter: new Set(["submit", "read", "cancel", "redeliver"]),
-  approver: new Set(["read"]),
-  operator: new Set(["read", "cancel", "redeliver", "webhooks", "board"]),
-  admin: new Set(["submit", "read", "cancel", "redeliver", "webhooks", "board", "secret"]),
+  approver: new Set(["read", "approve"]),
+  operator: new Set(["read", "cancel", "intervene", "redeliver", "webhooks", "board", "audit"]),
+  admin: new Set([
+    "submit",
+    "admin_tools",
+    "read",
+    "cancel",
+    "approve",
+    "intervene",
+    "budget",
+    "redeliver",
+    "webhooks",
+    "board",
+    "audit",
+    "secret",
+  ]),
 };
 
 export const may = (role: Role, permission: Permission): boolean => granted[role].has(permission);
@@ -56,11 +85,15 @@ const bootstrapName = "DROVER_BOOTSTRAP_KEY";
 const hashOf = (key: string): Buffer => hash("sha256", key, "buffer");
 
 /**
- * Makes a key, and its tenant when there is none of that name (with a webhook secret of its own).
+ * Makes a key, and its tenant when there is none of that name (with a webhook secret of its own). `actor` is who the audit trail
+ * names (default: `cli`).
  * @throws DroverError `invalid_input` for a tenant or role that cannot be
  */
-export async function createKey(pool: Pool, wanted: { tenant: string; role: Role; name?: string }): Promise<NewKey> {
-  const { tenant, role } = wanted;
+export async function createKey(
+  pool: Pool,
+  wanted: { tenant: string; role: Role; name?: string; actor?: string },
+): Promise<NewKey> {
+  const { tenant, role, name = "", actor = "cli" } = wanted;
   if (!tenantName.test(tenant))
     throw new DroverError("invalid_input", "A tenant's name is up to 63 lower-case letters, digits, - or _.");
   if (!roles.includes(role)) throw new DroverError("invalid_input", `A key's role is one of ${roles.join(", ")}.`);
@@ -73,8 +106,9 @@ export async function createKey(pool: Pool, wanted: { tenant: string; role: Role
       tenant,
       hashOf(key),
       role,
-      wanted.name ?? "",
+      name,
     ]);
+    await auditKey(tx, tenant, actor, "key.created", { key: toWireId("key", id), role, name });
   });
   return { id: toWireId("key", id), key, tenant, role };
 }
@@ -101,14 +135,28 @@ export async function listKeys(db: Queryable, tenant?: string): Promise<KeyRecor
   }));
 }
 
-/** Revokes a key for good. False when there is none of that id; harmless when repeated. */
-export async function revokeKey(db: Queryable, id: string): Promise<boolean> {
+/** Revokes a key for good. False when there is none of that id; harmless when repeated. `actor`: see `createKey`. */
+export async function revokeKey(pool: Pool, id: string, actor = "cli"): Promise<boolean> {
   const uuid = fromWireId("key", id);
   if (!uuid) return false;
-  const { rowCount } = await db.query("UPDATE api_keys SET revoked_at = coalesce(revoked_at, now()) WHERE id = $1", [
-    uuid,
-  ]);
-  return rowCount === 1;
+  return await transaction(pool, async (tx) => {
+    const { rows } = await tx.query<{ tenant: string }>(
+      "UPDATE api_keys SET revoked_at = now() WHERE id = $1 AND revoked_at IS NULL RETURNING tenant",
+      [uuid],
+    );
+    if (rows[0]) await auditKey(tx, rows[0].tenant, actor, "key.revoked", { key: id });
+    return rows.length === 1 || (await tx.query("SELECT FROM api_keys WHERE id = $1", [uuid])).rowCount === 1;
+  });
+}
+
+function auditKey(
+  tx: Transaction,
+  tenant: string,
+  actor: string,
+  action: "key.created" | "key.revoked" | "key.configured",
+  data: { key: string; role?: Role; name?: string },
+): Promise<void> {
+  return recordAudit(tx, [{ tenant, actor, action, data, runId: null }]);
 }
 
 /**
@@ -128,15 +176,23 @@ export async function bootstrap(
       const keyHash = hashOf(config.DROVER_BOOTSTRAP_KEY);
       // The tenant's row is the lock that puts concurrent starters in line.
       await tx.query("SELECT FROM tenants WHERE id = $1 FOR UPDATE", [defaultTenant]);
-      await tx.query(
-        `INSERT INTO api_keys (id, tenant, hash, role, name) VALUES ($1, $2, $3, 'admin', $4)
-         ON CONFLICT (hash) DO UPDATE SET tenant = excluded.tenant, role = 'admin', name = excluded.name, revoked_at = NULL`,
+      const { rows: configured } = await tx.query<{ id: string }>(
+        `INSERT INTO api_keys AS k (id, tenant, hash, role, name) VALUES ($1, $2, $3, 'admin', $4)
+         ON CONFLICT (hash) DO UPDATE SET tenant = excluded.tenant, role = 'admin', name = excluded.name, revoked_at = NULL
+           WHERE (k.tenant, k.role, k.name) <> (excluded.tenant, 'admin', excluded.name) OR k.revoked_at IS NOT NULL
+         RETURNING id`,
         [uuidv7(), defaultTenant, keyHash, bootstrapName],
       );
-      await tx.query(
-        "UPDATE api_keys SET revoked_at = now() WHERE tenant = $1 AND name = $2 AND hash <> $3 AND revoked_at IS NULL",
+      const { rows: replaced } = await tx.query<{ id: string }>(
+        "UPDATE api_keys SET revoked_at = now() WHERE tenant = $1 AND name = $2 AND hash <> $3 AND revoked_at IS NULL RETURNING id",
         [defaultTenant, bootstrapName, keyHash],
       );
+      for (const { id } of configured) {
+        const data = { key: toWireId("key", id), role: "admin" as const, name: bootstrapName };
+        await auditKey(tx, defaultTenant, "system", "key.configured", data);
+      }
+      for (const { id } of replaced)
+        await auditKey(tx, defaultTenant, "system", "key.revoked", { key: toWireId("key", id) });
     }
     const { rows } = await tx.query<{ keys: number }>(
       "SELECT count(*) AS keys FROM api_keys WHERE tenant = $1 AND revoked_at IS NULL",

@@ -1,6 +1,6 @@
 /** The API as a process: configuration in, one line out when it cannot start, graceful end on SIGTERM and when its parent dies. */
 import { createEgress } from "@drover/egress";
-import { ConfigError, loadConfigFile } from "@drover/harness";
+import { ConfigError, loadConfigFile, ToolRegistry } from "@drover/harness";
 import { ConfigurationError, loadConfig } from "@drover/protocol";
 import { createLogger } from "@drover/telemetry";
 import { builtinTools } from "@drover/tools";
@@ -11,11 +11,12 @@ import { apiProcessConfig } from "./config.ts";
 async function main(): Promise<void> {
   const config = loadConfig(apiProcessConfig);
   const egress = createEgress({ allow: config.DROVER_EGRESS_ALLOW });
-  const { agents } = await loadConfigFile(config.DROVER_CONFIG, builtinTools({ egress }));
+  const builtins = builtinTools({ egress });
+  const { agents, tools = [] } = await loadConfigFile(config.DROVER_CONFIG, builtins);
   await egress.close();
 
   const logger = createLogger({ name: "api", level: config.LOG_LEVEL });
-  const api = await startApi(config, { agents, logger });
+  const api = await startApi(config, { agents, tools: new ToolRegistry([...builtins, ...tools]), logger });
   const grace = closeWithGrace(
     {
       delay: config.SHUTDOWN_GRACE_SECONDS * 1000 + 1000,

@@ -77,7 +77,7 @@ const transform: Transform = (document) => {
     ...(own?.body ? codes.withBody : []),
     ...(config.problems ?? []),
   ]);
-  const byStatus = Map.groupBy(possible, (code) => errorTable[code].status ?? 500);
+  const byStatus = Map.groupBy(config.pages ? [] : possible, (code) => errorTable[code].status ?? 500);
   const responses: Record<string, Json> = schema.response ?? {};
   schema.response = responses;
   for (const [status, headers] of Object.entries(config.answerHeaders ?? {}))

@@ -2,12 +2,12 @@
 import { defaultPageSize } from "@drover/protocol";
 import { invalid } from "./problems.ts";
 
-type Position = { runs: string; events: number; items: number; endpoints: string; deliveries: string };
+type Position = { runs: string; events: number; items: number; audit: number; approvals: string; endpoints: string; deliveries: string };
 type Kind = keyof Position;
 
 const uuid = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
 const count = /^(0|[1-9]\d{0,8})$/;
-const numbered: ReadonlySet<Kind> = new Set<Kind>(["events", "items"]);
+const numbered: ReadonlySet<Kind> = new Set<Kind>(["events", "items", "audit"]);
 
 export function toCursor<K extends Kind>(kind: K, position: Position[K]): string {
   return Buffer.from(`${kind} ${position}`).toString("base64url");

@@ -13,6 +13,12 @@ export const unknownField = "there is no such field";
 
 /** Answers with the problem that `error` is; logs what is our own fault. */
 export function sendProblem(logger: Logger, error: unknown, request: FastifyRequest, reply: FastifyReply): void {
+  const { problem, retryAfter } = explain(logger, error, request);
+  answerProblem(reply, problem, retryAfter);
+}
+
+/** The problem that `error` is; logs what is our own fault. */
+export function explain(logger: Logger, error: unknown, request: FastifyRequest): { problem: Problem; retryAfter?: number } {
   const known = toDroverError(error);
   const problem = toProblem(known.code, known.message, request.id, known.errors);
   if (problem.status >= 500) {
@@ -26,7 +32,7 @@ export function sendProblem(logger: Logger, error: unknown, request: FastifyRequ
     if (known.code === "internal_error") logger.error(about, "a request failed");
     else logger.warn(about, "a request was turned away");
   }
-  answerProblem(reply, problem, known.retryAfterSeconds);
+  return { problem, ...(known.retryAfterSeconds !== undefined && { retryAfter: known.retryAfterSeconds }) };
 }
 
 function answerProblem(reply: FastifyReply, problem: Problem, retryAfter?: number): void {

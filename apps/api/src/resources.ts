@@ -6,6 +6,7 @@ const names: Partial<Record<IdKind, string>> = {
   batch: "batch",
   endpoint: "webhook endpoint",
   delivery: "delivery",
+  approval: "approval",
 };
 
 /** @throws DroverError `not_found`, always */

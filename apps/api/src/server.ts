@@ -10,10 +10,15 @@ import type { App, Context, Services } from "./context.ts";
 import { KeyRing } from "./keys.ts";
 import { registerOpenApi } from "./openapi.ts";
 import { invalid, problemContentType, sendProblem, toFieldErrors, unknownField } from "./problems.ts";
+import { approvalRoutes } from "./routes/approvals.ts";
+import { auditRoutes } from "./routes/audit.ts";
 import { batchRoutes } from "./routes/batches.ts";
 import { boardRoutes } from "./routes/board.ts";
+import { budgetRoutes } from "./routes/budget.ts";
 import { eventRoutes } from "./routes/events.ts";
+import { linkRoutes } from "./routes/links.ts";
 import { operateRoutes } from "./routes/operate.ts";
+import { rollbackRoutes } from "./routes/rollback.ts";
 import { runRoutes } from "./routes/runs.ts";
 import { submitRoutes } from "./routes/submit.ts";
 import { webhookRoutes } from "./routes/webhooks.ts";
@@ -115,7 +120,12 @@ export async function buildServer(context: Context, services: () => Services | n
     runRoutes(api, context);
     eventRoutes(api, context);
     webhookRoutes(api, context);
+    approvalRoutes(api, context);
+    budgetRoutes(api, context);
+    rollbackRoutes(api, context);
+    auditRoutes(api, context);
   });
+  await linkRoutes(app, context);
   const showQueue = await boardRoutes(app, context, comeIn);
   return { app, showQueue: ({ queue }) => showQueue(queue) };
 }

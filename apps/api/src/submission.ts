@@ -1,9 +1,10 @@
 /** From a wire body to a submission: defaults filled in, and everything checked that depends on this installation. */
 import { validateUrl } from "@drover/egress";
-import type { RunInput } from "@drover/harness";
+import { permissions, type RunInput } from "@drover/harness";
 import type { FieldError, SubmitBatchBody, SubmitBody } from "@drover/protocol";
 import type { BatchSubmission, Submission } from "@drover/runs";
 import type { Context } from "./context.ts";
+import { type Caller, may } from "./keys.ts";
 import { invalid } from "./problems.ts";
 
 type Installation = Pick<Context, "config" | "agents">;
@@ -11,27 +12,28 @@ type Installation = Pick<Context, "config" | "agents">;
 const defaults = { agent: "default", iterations: 10, attempts: 3, backoffMs: 1000, maxBackoffMs: 60_000 };
 
 /** @throws DroverError `invalid_input` naming every wrong field */
-export function toSubmission(body: SubmitBody, tenant: string, installation: Installation): Submission {
+export function toSubmission(body: SubmitBody, caller: Caller, installation: Installation): Submission {
   const errors: FieldError[] = [];
-  const submission = build(body, tenant, installation, errors, "");
+  const submission = build(body, caller, installation, errors, "");
   if (errors.length > 0) throw invalid(errors);
   return submission;
 }
 
 /** Item by item; a wrong one refuses all. @throws DroverError `invalid_input` naming every wrong field of every item */
-export function toBatchSubmission(body: SubmitBatchBody, tenant: string, installation: Installation): BatchSubmission {
+export function toBatchSubmission(body: SubmitBatchBody, caller: Caller, installation: Installation): BatchSubmission {
   const { queries, ...shared } = body;
   const errors: FieldError[] = [];
   // Wrong defaults are the batch's own mistake, not ten thousand items'.
-  build({ ...itemDefaults(shared), query: "-" }, tenant, installation, errors, "");
+  build({ ...itemDefaults(shared), query: "-" }, caller, installation, errors, "");
   if (shared.events && shared.callback_url === undefined) errors.push(needsCallback("events"));
   const items = queries.map((item, index) => {
     const own = typeof item === "string" ? { query: item } : item;
-    return build({ ...itemDefaults(shared), ...own }, tenant, installation, errors, `queries[${index}].`, own);
+    return build({ ...itemDefaults(shared), ...own }, caller, installation, errors, `queries[${index}].`, own);
   });
   if (errors.length > 0) throw invalid(errors);
   return {
-    tenant,
+    tenant: caller.tenant,
+    submittedBy: caller.keyId,
     items,
     callbackUrl: shared.callback_url ?? null,
     callbackEvents: shared.events ?? null,
@@ -50,7 +52,7 @@ function itemDefaults(shared: Omit<SubmitBatchBody, "queries">): Omit<SubmitBody
 /** `own`: the fields that are the item's own. Only these are blamed on it; wrong defaults were reported once. */
 function build(
   body: SubmitBody,
-  tenant: string,
+  caller: Caller,
   { config, agents }: Installation,
   errors: FieldError[],
   prefix: string,
@@ -72,6 +74,7 @@ function build(
   }
   if (body.events && body.callback_url === undefined) report("events", needsCallback("events").message);
 
+  const points = body.budget?.actions ?? definition?.actionBudget;
   const input: RunInput = {
     query: body.query,
     agent,
@@ -82,11 +85,21 @@ function build(
     ...(body.max_tokens !== undefined && { max_tokens: body.max_tokens }),
     max_iterations: body.max_iterations ?? definition?.maxIterations ?? defaults.iterations,
     ...(body.max_cost_usd !== undefined && { max_cost_usd: body.max_cost_usd }),
+    ...(points !== undefined && { action_budget: points }),
+    ...(body.budget?.at_cap && { on_budget: body.budget.at_cap }),
     limits,
     retry,
+    ...(!may(caller.role, "admin_tools") && {
+      permissions: permissions.filter((permission) => permission !== "admin"),
+    }),
+    // Whoever names the callback must not get by its links what its key does not allow.
+    ...(body.events?.includes("query.waiting") &&
+      may(caller.role, "approve") &&
+      config.DROVER_APPROVE_OWN && { callback_decides: true }),
   };
   return {
-    tenant,
+    tenant: caller.tenant,
+    submittedBy: caller.keyId,
     input,
     userId: body.user_id ?? null,
     priority: body.priority ?? 0,

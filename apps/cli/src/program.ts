@@ -77,7 +77,8 @@ function processCommands(program: Command, run: Run): void {
     .summary("bring the database to this version's schema")
     .description(
       "Brings the database of DATABASE_URL (or DATABASE_DIRECT_URL, where that is a transaction pooler) to this version's schema, " +
-        "BullMQ's tables included unless REDIS_URL is set. Safe to repeat and to run in several places at once.",
+        "BullMQ's tables included unless REDIS_URL is set. Safe to repeat and to run in several places at once. With DROVER_APP_ROLE " +
+        "it lets that role use them: what the processes need, and of the audit trail only inserts.",
     )
     .option("--json", "the answer as JSON")
     .action((options) => run(async () => (await import("./service/processes.ts")).migrateDatabase(options)));
@@ -120,6 +121,58 @@ function processCommands(program: Command, run: Run): void {
     .addOption(dataDir())
     .option("--json", "the answer as JSON")
     .action((id, options) => run(async () => (await import("./service/keys.ts")).revoke(id, options)));
+
+  auditCommands(program, run);
+}
+
+function auditCommands(program: Command, run: Run): void {
+  const commands = program
+    .command("audit")
+    .helpGroup("Service:")
+    .description("The audit trail, straight in the database, which is found as for `drover keys`, or from an export.");
+  commands
+    .command("verify")
+    .description(
+      "Verify that nobody changed the trail, and name each tenant's first bad entry. With --from-file no database is needed.",
+    )
+    .option("--tenant <name>", "of this tenant only")
+    .addOption(new Option("--from-file <file>", "an export, - for standard input").conflicts("dataDir"))
+    .option(
+      "--checkpoint <file>",
+      "checkpoints the trail must agree with, as `checkpoints --json` printed them earlier",
+    )
+    .option("--public-key <file>", "who may sign checkpoints (default: the key of DROVER_AUDIT_KEY)")
+    .addOption(dataDir())
+    .option("--json", "the answer as JSON: { ok, signatures_checked, data: [a tenant's trail] }")
+    .addHelpText(
+      "after",
+      examples(
+        "drover audit verify --public-key audit.pem",
+        "drover audit verify --from-file trail.jsonl --checkpoint anchored.json --public-key audit.pem",
+      ),
+    )
+    .action((options) => run(async () => (await import("./service/audit.ts")).verify(options)));
+  commands
+    .command("export")
+    .description("Print the trail, an entry a line as JSON, as it is hashed.")
+    .option("--tenant <name>", "of this tenant only")
+    .option("--out <file>", "into this file, which is there once it is whole")
+    .addOption(dataDir())
+    .action((options) => run(async () => (await import("./service/audit.ts")).exportTrail(options)));
+  commands
+    .command("checkpoints")
+    .description("List the signed checkpoints. Keep them where nobody who can write to the database can.")
+    .option("--tenant <name>", "of this tenant only")
+    .addOption(dataDir())
+    .option("--json", "the answer as JSON")
+    .action((options) => run(async () => (await import("./service/audit.ts")).checkpoints(options)));
+  commands
+    .command("keygen")
+    .description(
+      "Make a key pair for checkpoints: the private key for the workers' environment, the public one for `verify`.",
+    )
+    .option("--json", "the answer as JSON: { key_id, private_key, public_key }")
+    .action((options) => run(async () => (await import("./service/audit.ts")).keygen(options)));
 }
 
 // --------------------------------------------------------------------------------------------------------- clients

@@ -9,7 +9,7 @@ import { type LoadedConfig, loadConfigFile, ToolRegistry } from "@drover/harness
 import { createModels, modelConfig } from "@drover/llm";
 import { loadConfig } from "@drover/protocol";
 import { openQueue, openSignals, queueConfig } from "@drover/queue";
-import { runsConfig, startWorker } from "@drover/runs";
+import { auditConfig, linksConfig, runsConfig, signingOf, startSequencer, startWorker } from "@drover/runs";
 import { isMigrated, openPool, postgresBlobs, storageConfig } from "@drover/storage";
 import { addSecret, createLogger, type Logger, metrics } from "@drover/telemetry";
 import { builtinTools } from "@drover/tools";
@@ -30,6 +30,8 @@ export const workerProcessConfig = storageConfig
   .and(queueConfig)
   .and(modelConfig)
   .and(runsConfig)
+  .and(linksConfig)
+  .and(auditConfig)
   .and(egressConfig)
   .and(deliveryConfig)
   .and(workerConfig);
@@ -39,6 +41,8 @@ export async function startWorkerProcess(env: Record<string, string | undefined>
   const config = loadConfig(workerProcessConfig, env);
   const directUrl = config.DATABASE_DIRECT_URL ?? config.DATABASE_URL;
   for (const secret of [new URL(config.DATABASE_URL).password, config.METRICS_TOKEN]) addSecret(secret);
+  // Line by line: a log line has no line break.
+  for (const line of config.DROVER_AUDIT_KEY?.split("\n") ?? []) addSecret(line.trim());
   const logger = createLogger({ name: "worker", level: config.LOG_LEVEL });
   const egress = createEgress({ allow: config.DROVER_EGRESS_ALLOW });
   const builtins = builtinTools({ egress });
@@ -64,6 +68,7 @@ export async function startWorkerProcess(env: Record<string, string | undefined>
     blobs,
     egress,
     logger,
+    publicUrl: config.DROVER_PUBLIC_URL,
     concurrency: config.DELIVERY_CONCURRENCY,
     perDestination: config.DELIVERY_PER_DESTINATION,
     onRing: (nudge) => signals.onRing("delivery", nudge),
@@ -90,6 +95,8 @@ export async function startWorkerProcess(env: Record<string, string | undefined>
     onSettled: () => delivery.nudge(),
   });
   delivery.start();
+  const signing = signingOf(config);
+  const sequencer = startSequencer({ pool, directUrl, logger, ...(signing && { signing }) });
   const port =
     config.WORKER_PORT === undefined
       ? null
@@ -113,6 +120,7 @@ export async function startWorkerProcess(env: Record<string, string | undefined>
       stopped ??= (async () => {
         await worker.stop(config.SHUTDOWN_GRACE_SECONDS * 1000);
         await delivery.close();
+        await sequencer.close();
         await Promise.all([queue.close(), signals.close(), egress.close(), port?.close()]);
         await pool.end();
         logger.info("worker stopped");
@@ -134,5 +142,6 @@ function agentSource(file: LoadedConfig, models: ReturnType<typeof createModels>
     agent: (name: string) => file.agents[name],
     model: (id: string | undefined) => models.resolve(id ?? models.default),
     tools,
+    policies: file.policies ?? [],
   };
 }

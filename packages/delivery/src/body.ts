@@ -1,9 +1,9 @@
 /**
- * What a message says. Built from what no longer changes (a final run's log, a closed batch's items), so that every try and
+ * What a message says. Built from what no longer changes (an event of a run's log, a closed batch's items), so that every try and
  * every redelivery sends the same bytes.
  */
-import { toWireId } from "@drover/protocol";
-import { readBatch, readOutcome, readRun } from "@drover/runs";
+import { fromWireId, toWireId } from "@drover/protocol";
+import { linkMaker, readBatch, readLog, readOutcome, readRun } from "@drover/runs";
 import type { Blobs, Queryable } from "@drover/storage";
 
 export interface Message {
@@ -13,17 +13,28 @@ export interface Message {
   runId: string | null;
   batchId: string | null;
   endpointId: string | null;
+  /** The event it tells about, where that is not the run's last. */
+  seq: number | null;
+}
+
+export interface Source {
+  db: Queryable;
+  blobs: Blobs;
+  /** What links to questions begin with; without it there are none. */
+  publicUrl: string | undefined;
 }
 
 /** The JSON text of a message, or null when what it is about no longer exists. */
-export async function messageBody(db: Queryable, blobs: Blobs, message: Message): Promise<string | null> {
-  const data = await dataOf(db, blobs, message);
+export async function messageBody(source: Source, message: Message): Promise<string | null> {
+  const data = await dataOf(source, message);
   return data && JSON.stringify({ type: message.type, timestamp: message.messageAt.toISOString(), data });
 }
 
-async function dataOf(db: Queryable, blobs: Blobs, message: Message): Promise<object | null> {
-  if (message.runId) return await runData(db, blobs, message.tenant, message.runId);
-  if (message.batchId) return await batchData(db, message.tenant, message.batchId);
+async function dataOf(source: Source, message: Message): Promise<object | null> {
+  const { tenant, runId, batchId, seq } = message;
+  if (runId && seq !== null) return await waitingData(source, { ...message, runId, seq });
+  if (runId) return await runData(source, tenant, runId);
+  if (batchId) return await batchData(source.db, tenant, batchId);
   return {
     endpoint_id: message.endpointId && toWireId("endpoint", message.endpointId),
     message: "This is a test event. Nothing happened but your request for it.",
@@ -31,13 +42,15 @@ async function dataOf(db: Queryable, blobs: Blobs, message: Message): Promise<ob
 }
 
 /** A final run, in the words of its status document. Tool calls stay out: they can be large, and `GET /query/result` has them. */
-async function runData(db: Queryable, blobs: Blobs, tenant: string, id: string): Promise<object | null> {
+async function runData({ db, blobs }: Source, tenant: string, id: string): Promise<object | null> {
   const run = await readRun(db, tenant, id);
   const outcome = run && (await readOutcome(db, blobs, run));
   if (!outcome) return null;
   const { tool_calls: _large, ...result } = outcome.result;
   return {
     task_id: toWireId("run", run.id),
+    kind: run.kind,
+    of_run: run.ofRun ? toWireId("run", run.ofRun) : undefined,
     status: run.status,
     stop_reason: run.stopReason ?? undefined,
     agent: run.agent,
@@ -52,6 +65,57 @@ async function runData(db: Queryable, blobs: Blobs, tenant: string, id: string):
     started_at: run.startedAt?.toISOString() ?? null,
     finished_at: run.finishedAt?.toISOString() ?? null,
   };
+}
+
+/**
+ * What a run began to wait for at `seq`, however it stands by now. Links go to endpoints, which an operator has made, and to the callback of
+ * somebody who may decide.
+ */
+async function waitingData(
+  { db, blobs, publicUrl }: Source,
+  message: Message & { runId: string; seq: number },
+): Promise<object | null> {
+  const { tenant, runId, seq } = message;
+  const run = await readRun(db, tenant, runId);
+  const [first] = await readLog(db, blobs, { tenant, runId, limit: 1 });
+  const [event] = await readLog(db, blobs, { tenant, runId, after: seq - 1, limit: 1 });
+  if (!run || first?.type !== "run.queued" || event?.type !== "run.waiting") return null;
+  const { waiting_for, level, approvals } = event.data;
+  const mayDecide = message.endpointId !== null || first.data.callback_decides === true;
+  const linkTo = publicUrl !== undefined && mayDecide ? await linkMaker(db, tenant, publicUrl) : undefined;
+  return {
+    task_id: toWireId("run", run.id),
+    status: "waiting",
+    waiting_for,
+    level,
+    approvals: approvals?.map(({ approval_id, subject, tool_name = null, input, reason, expires_at, on_expiry }) => ({
+      id: approval_id,
+      subject,
+      tool_name,
+      ...shortened(input),
+      reason,
+      expires_at,
+      on_expiry,
+      link: linkTo?.({ id: fromWireId("approval", approval_id)!, expiresAt: new Date(expires_at) }),
+    })),
+    agent: run.agent,
+    kind: run.kind,
+    of_run: run.ofRun ? toWireId("run", run.ofRun) : undefined,
+    batch_id: run.batchId ? toWireId("batch", run.batchId) : undefined,
+    user_id: run.userId ?? undefined,
+    metadata: run.metadata,
+    created_at: run.createdAt.toISOString(),
+    waiting_since: event.at,
+  };
+}
+
+/** The message is to tell what is asked; `GET /approvals/{id}` has the whole of it. */
+const longestInput = 16_384;
+
+function shortened(input: unknown): { input: unknown; input_truncated?: true } {
+  const text = JSON.stringify(input) ?? "null";
+  if (text.length <= longestInput) return { input };
+  return { input: text.slice(0, longestInput).toWellFormed(), input_truncated: true };
 }
 
 async function batchData(db: Queryable, tenant: string, id: string): Promise<object | null> {

@@ -14,6 +14,8 @@ export interface ClaimedDelivery {
   runId: string | null;
   batchId: string | null;
   type: string;
+  /** The event it tells about, where that is not the run's last. */
+  seq: number | null;
   messageAt: Date;
   url: string;
   destination: string;
@@ -33,6 +35,7 @@ interface ClaimRow {
   run_id: string | null;
   batch_id: string | null;
   type: string;
+  seq: number | null;
   message_at: Date;
   url: string;
   destination: string;
@@ -87,7 +90,7 @@ export async function claimDue(
          JOIN tenants t ON t.id = k.tenant
          LEFT JOIN endpoints e ON e.id = k.endpoint_id
        WHERE d.id = taken.id
-       RETURNING d.id, d.tenant, d.message_id, d.endpoint_id, m.run_id, m.batch_id, d.type, m.created_at AS message_at, d.url,
+       RETURNING d.id, d.tenant, d.message_id, d.endpoint_id, m.run_id, m.batch_id, d.type, m.seq, m.created_at AS message_at, d.url,
          d.destination, d.attempt, d.failures, d.status, coalesce(e.secret, t.webhook_secret) AS secret,
          CASE WHEN e.id IS NULL THEN CASE WHEN t.old_webhook_secret_until > now() THEN t.old_webhook_secret END
               ELSE CASE WHEN e.old_secret_until > now() THEN e.old_secret END END AS old_secret)
@@ -110,6 +113,7 @@ function toClaimed(row: ClaimRow): ClaimedDelivery {
     runId: row.run_id,
     batchId: row.batch_id,
     type: row.type,
+    seq: row.seq,
     messageAt: row.message_at,
     url: row.url,
     destination: row.destination,

@@ -21,6 +21,8 @@ export interface DeliveryOptions {
   egress: Pick<Egress, "request">;
   logger: Logger;
   metrics?: DeliveryMetrics;
+  /** Where people reach the service: messages of waiting runs carry links to decide (default: they carry none). */
+  publicUrl?: string | undefined;
   /** Requests under way at once (default 200). */
   concurrency?: number;
   /** Of these, to one destination (default 8): an endpoint, or the callbacks of one tenant to one origin. */
@@ -144,7 +146,7 @@ export function createDelivery(options: DeliveryOptions): Delivery {
   /** The body, or why there is none. Throws while Postgres is away: the delivery stays claimed and comes again. */
   async function build(delivery: ClaimedDelivery): Promise<string | { result: "retry" | "failed"; error: string }> {
     try {
-      const body = await messageBody(pool, blobs, delivery);
+      const body = await messageBody({ db: pool, blobs, publicUrl: options.publicUrl }, delivery);
       return body ?? { result: "failed", error: "what this message is about no longer exists" };
     } catch (error) {
       if (faultOf(error) === "unavailable") throw error;

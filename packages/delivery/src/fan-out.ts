@@ -1,5 +1,5 @@
 /** From the outbox to deliveries: every message becomes one delivery per target, in the statement that marks it as fanned out. */
-import { messageTypes } from "@drover/protocol";
+import { defaultMessageTypes } from "@drover/protocol";
 import type { Queryable } from "@drover/storage";
 import { giveUpAfterMs } from "./schedule.ts";
 
@@ -9,7 +9,7 @@ export const testType = "endpoint.test";
 /** Callbacks share a destination with those of the same tenant and origin: a tenant's backlog never delays another tenant. */
 const callbackDestination = `m.tenant || ' ' || lower(coalesce(substring(t.callback_url FROM '^[^/]+//[^/?#\\\\]+'), t.callback_url))`;
 
-/** A callback that did not say what it wants gets everything there is. */
+/** A callback that did not say what it wants hears of every end. */
 const wanted = `m.endpoint_id IS NULL AND t.callback_url IS NOT NULL
   AND m.type = ANY(coalesce(t.callback_events, $3::text[]))`;
 
@@ -42,7 +42,7 @@ export async function fanOut(db: Queryable, most: number): Promise<number> {
        FROM targets ON CONFLICT DO NOTHING),
      done AS (UPDATE messages m SET fanned_out = true FROM owed WHERE m.id = owed.id)
      SELECT count(*) AS messages FROM owed`,
-    [most, giveUpAfterMs, messageTypes],
+    [most, giveUpAfterMs, defaultMessageTypes],
   );
   return rows[0]!.messages;
 }

@@ -1,6 +1,7 @@
 /** Agents and the configuration file: what `drover.config.ts` default-exports. */
 import { type CustomProvider, type Model, type PriceTable, priceTable } from "@drover/llm";
 import { z } from "zod";
+import { type Policy, policyStages } from "./policy/policy.ts";
 import { effects, permissions, type ToolDefinition } from "./tool.ts";
 
 export interface AgentDefinition {
@@ -14,12 +15,24 @@ export interface AgentDefinition {
   temperature?: number;
   maxTokens?: number;
   maxIterations?: number;
+  /** Points its tool calls may take together (`budgetCost`); default: no limit. */
+  actionBudget?: number;
+  /** At a cap of points or money: `stop` wraps up and ends, `pause` waits until somebody raises it (default `stop`). */
+  onBudget?: "stop" | "pause";
+  /** How long a person has to decide (default a day), and what silence means (default `reject`). */
+  approvals?: { expiresAfterSeconds?: number; onExpiry?: "reject" | "fail" };
+  /** What becomes of a run's effects when it does not complete: `rollback` undoes them (default `keep`). */
+  onFailure?: "keep" | "rollback";
+  /** Asked after those of the whole configuration. */
+  policies?: Policy[];
 }
 
 export interface DroverConfig {
   agents?: Record<string, AgentDefinition>;
   // biome-ignore lint/suspicious/noExplicitAny: tools of any input live side by side.
-  tools?: ToolDefinition<any>[];
+  tools?: ToolDefinition<any, any>[];
+  /** Asked about every agent's inputs, tool calls, results and outputs, in this order. */
+  policies?: Policy[];
   models?: { providers?: Record<string, CustomProvider>; custom?: Record<string, Model>; prices?: PriceTable };
 }
 
@@ -34,6 +47,12 @@ const name = z
 const modelId = z.string().regex(/^[^/\s]+\/\S+$/, "must be provider/model");
 const isFunction = z.custom<never>((value) => typeof value === "function", "must be a function");
 
+const policySchema = z.strictObject({
+  name,
+  stages: z.array(z.enum(policyStages)).min(1),
+  check: isFunction,
+});
+
 const agentSchema = z.strictObject({
   description: z.string().optional(),
   model: modelId.optional(),
@@ -42,14 +61,36 @@ const agentSchema = z.strictObject({
   temperature: z.number().min(0).max(2).optional(),
   maxTokens: z.number().int().positive().optional(),
   maxIterations: z.number().int().min(1).max(50).optional(),
+  actionBudget: z.number().min(0).optional(),
+  onBudget: z.enum(["stop", "pause"]).optional(),
+  approvals: z
+    .strictObject({
+      expiresAfterSeconds: z.number().positive().max(31_536_000).optional(),
+      onExpiry: z.enum(["reject", "fail"]).optional(),
+    })
+    .optional(),
+  onFailure: z.enum(["keep", "rollback"]).optional(),
+  policies: z.array(policySchema).optional(),
 });
 
 const toolSchema = z.strictObject({
   name: z.string().regex(/^[a-zA-Z][a-zA-Z0-9_-]{0,63}$/, "must be letters, digits, - or _, and start with a letter"),
   description: z.string().min(1, "tells the model what the tool does and must not be empty"),
   input: z.custom<z.ZodType>((value) => value instanceof z.ZodType, "must be a zod object schema (zod 4)"),
+  output: z.custom<z.ZodType>((value) => value instanceof z.ZodType, "must be a zod schema (zod 4)").optional(),
   permission: z.enum(permissions),
   effect: z.enum(effects),
+  version: z.string().min(1).max(64).optional(),
+  budgetCost: z.number().min(0).optional(),
+  maxCallsPerRun: z.number().int().positive().optional(),
+  rate: z.strictObject({ calls: z.number().int().positive(), perSeconds: z.number().positive() }).optional(),
+  allowedAgents: z.array(z.string()).min(1).optional(),
+  needsApproval: isFunction.optional(),
+  untrusted: z.boolean().optional(),
+  private: z.boolean().optional(),
+  external: z.boolean().optional(),
+  verify: isFunction.optional(),
+  compensate: isFunction.optional(),
   timeoutMs: z.number().int().positive().optional(),
   maxOutputBytes: z.number().int().positive().optional(),
   execute: isFunction,
@@ -58,6 +99,7 @@ const toolSchema = z.strictObject({
 const configSchema = z.strictObject({
   agents: z.record(name, agentSchema).optional(),
   tools: z.array(toolSchema).optional(),
+  policies: z.array(policySchema).optional(),
   models: z
     .strictObject({
       providers: z
@@ -113,6 +155,11 @@ function crossProblems(value: unknown, builtinTools: readonly { name: string }[]
     if (typeof tool?.name === "string") names.add(tool.name);
     const problem = tool?.input instanceof z.ZodType ? inputProblem(tool.input) : undefined;
     if (problem) problems.push(`tools.${index}.input: ${problem}`);
+    if (tool?.compensate && tool.permission !== "write" && tool.permission !== "admin")
+      problems.push(`tools.${index}.compensate: only write and admin tools can be undone, not ${tool.permission}`);
+    for (const agent of Array.isArray(tool?.allowedAgents) ? tool.allowedAgents : [])
+      if (agent !== "default" && !Object.hasOwn(agents ?? {}, agent))
+        problems.push(`tools.${index}.allowedAgents: there is no agent "${agent}"`);
   }
   for (const [agent, definition] of Object.entries(agents ?? {}))
     for (const tool of Array.isArray(definition?.tools) ? definition.tools : [])

@@ -1,188 +1,355 @@
 /**
- * The one door to a side effect: every tool call of every kind passes here. validate -> record the intent -> execute in its
- * limits -> record the outcome. A failure is a result that the model sees; only a lost log or a stopped run leaves by throwing.
+ * The one door to a side effect: every tool call of every kind passes here, in the library and in the worker. validate -> sanitise ->
+ * permit -> reserve budget -> approve -> record the intent -> execute in its limits -> settle or refund -> record the outcome -> audit.
+ * A failure is a result that the model sees; only a lost log or a stopped run leaves by throwing.
  */
+import { askPerson, callHash, decisionEntry } from "./approval.ts";
+import { type AuditEntry, contentHash } from "./audit.ts";
 import type { RunControl } from "./control.ts";
-import type { EventData, NewEvent } from "./events.ts";
-import type { ToolRecord } from "./fold.ts";
-import type { AnyTool, Toolbox } from "./registry.ts";
+import type { DoorAnswer, DoorOptions, Outcome, Passed } from "./door.ts";
+import type { ToolProblem, ToolResult, ToolStatus } from "./events.ts";
+import { execute, Interrupted, messageOf, parseInput, shortened } from "./execute.ts";
+import { pointsLeft, type ToolRecord } from "./fold.ts";
+import { applyPolicies, type ChainAnswer } from "./policy/policy.ts";
+import type { AnyTool } from "./registry.ts";
+import { traitsOf } from "./tool.ts";
+import { resolveUncertain } from "./uncertain.ts";
 
-export interface DoorOptions {
-  runId: string;
-  tenant: string;
-  workspace: string;
-  toolbox: Toolbox;
-  control: RunControl;
-  /** Resolves once the event is durable. */
-  append(event: NewEvent): Promise<void>;
-  /** Throws when this process may no longer act for the run; may wait until it knows. Asked directly before an idempotent or unsafe effect. */
-  assertOwned?(): void | Promise<void>;
-}
-
-type Outcome = Pick<EventData["tool.result"], "status" | "output" | "truncated">;
-
-const defaultTimeoutMs = 60_000;
-const defaultMaxOutputBytes = 65_536;
-const longestMessage = 4000;
-/** Deeper JSON is kept as its text: what comes after (providers' SDKs, Postgres) reads JSON recursively. */
-const deepestOutput = 100;
-
-/** Thrown out of a call when the run was stopped before the tool ended: no outcome is recorded. */
-export class Interrupted extends Error {}
-
-/** Carries out one call and records it. After a crash in between, `effect` decides what resuming may do. */
-export async function callTool(record: ToolRecord, options: DoorOptions): Promise<void> {
+/** Carries out one call as far as it gets now. After a crash in between, `effect` decides what resuming may do. */
+export async function callTool(record: ToolRecord, door: DoorOptions): Promise<DoorAnswer> {
   const startedAt = performance.now();
-  const outcome = await passDoor(record, options);
-  await recordOutcome(record, outcome, performance.now() - startedAt, options);
-}
-
-/** Whether resuming this call needs a person: it must not run twice, it may have begun, nobody knows how it ended. */
-export function isUncertain(record: ToolRecord, toolbox: Toolbox): boolean {
-  return record.intended && !record.result && toolbox.get(record.call.name)?.effect !== "idempotent";
-}
-
-async function passDoor(record: ToolRecord, options: DoorOptions): Promise<Outcome> {
-  const { call } = record;
-  if (call.invalid !== undefined) return failure(call.invalid);
-  const tool = options.toolbox.get(call.name);
-  if (!tool)
-    return failure(
-      `There is no tool "${call.name}". Tools: ${options.toolbox.specs.map((spec) => spec.name).join(", ") || "none"}.`,
-    );
-  let input: unknown;
-  try {
-    // A tool may change what it is given; the conversation must not change with it.
-    const parsed = await tool.input.safeParseAsync(structuredClone(call.input));
-    if (!parsed.success) {
-      const problems = parsed.error.issues.map((issue) => `${issue.path.join(".") || "input"}: ${issue.message}`);
-      return failure(`The arguments are not valid. ${problems.join("; ")}`);
-    }
-    input = parsed.data;
-  } catch (error) {
-    return failure(`The arguments could not be checked: ${messageOf(error)}`);
+  const passed = record.held ? await decideHeld(record, record.held, door) : await passDoor(record, door);
+  if (passed.kind !== "outcome") {
+    // Nothing is set aside for what does not go on now.
+    if (!record.intended) record.reserved = 0;
+    return passed;
   }
+  return await recordOutcome(record, passed.outcome, Math.round(performance.now() - startedAt), door);
+}
+
+async function passDoor(record: ToolRecord, door: DoorOptions): Promise<Passed> {
+  const tool = door.toolbox.get(record.call.name);
+  if (record.intended && tool?.effect !== "idempotent") {
+    const resolved = await resolveUncertain(record, tool, door);
+    if (resolved) return resolved;
+  }
+  // One answer for both: who may not know of a tool does not learn that it is there.
+  if (!tool) return denied(`Permission denied: there is no tool "${record.call.name}" that this agent may call.`);
+
+  const validated = await validate(record, tool, door);
+  if ("kind" in validated) return validated;
+  const { input, needed } = validated;
+
+  const tooOften = await limitProblem(record, tool, door);
+  if (tooOften) return outcome("error", tooOften, "limit");
+
+  const points = tool.budgetCost ?? 0;
+  if (!record.intended) {
+    if (points > pointsLeft(door.state)) return { kind: "exhausted" };
+    record.reserved = points;
+  }
+
   const begun = record.intended;
-  const tooLate = notToBeStarted(options.control, begun);
-  if (tooLate) return tooLate;
-  const idempotencyKey = record.idempotencyKey ?? `${options.runId}:${record.iteration}:${record.index}`;
+  // Looked at before a person is asked for what would not be started any more, and after.
+  const kept =
+    notToBeStarted(begun, record, door.control) ??
+    (await approve(record, tool, input, needed, door)) ??
+    notToBeStarted(begun, record, door.control);
+  if (kept) return kept;
+  const idempotencyKey = record.idempotencyKey ?? `${door.runId}:${record.iteration}:${record.index}`;
   if (tool.effect !== "pure") {
-    if (!begun) {
-      const { iteration, index } = record;
-      await options.append({
-        type: "tool.intent",
-        data: { iteration, index, call_id: call.id, tool_name: call.name, idempotency_key: idempotencyKey },
-      });
-    }
-    await options.assertOwned?.();
-    const overtaken = notToBeStarted(options.control, begun);
+    // A second try of an unsafe call is a second intent: what was found out about the first says nothing about it.
+    if (!begun || tool.effect === "unsafe") await recordIntent(record, tool, input, idempotencyKey, door);
+    await door.assertOwned?.();
+    const overtaken = notToBeStarted(begun, record, door.control);
     if (overtaken) return overtaken;
   }
-  return await execute(tool, input, record, idempotencyKey, options);
+  return { kind: "outcome", outcome: await execute(tool, input, idempotencyKey, record, door) };
+}
+
+interface Validated {
+  input: unknown;
+  /** Why a person is needed, by the policies. */
+  needed: string | undefined;
+}
+
+/** validate -> sanitise: the arguments fit the schema, and what the policies take out of them is out. */
+async function validate(record: ToolRecord, tool: AnyTool, door: DoorOptions): Promise<Validated | Passed> {
+  const { call, edited } = record;
+  if (call.invalid !== undefined) return outcome("error", call.invalid, "arguments");
+  const given = edited ? edited.input : call.input;
+  const parsed = await parseInput(tool, given);
+  if ("problem" in parsed) return outcome("error", parsed.problem, "arguments");
+  if (door.policies.length === 0) return { input: parsed.input, needed: undefined };
+
+  const checked = applyPolicies(door.policies, given, {
+    stage: "arguments",
+    tool: traitsOf(tool),
+    seen: door.state.seen,
+  });
+  const { call: asked } = record.asked;
+  const seenBefore = record.intended || (asked && !(asked.decision && "edited_input" in asked.decision));
+  if (!seenBefore) await recordFindings(checked, record, "arguments", door);
+  if (checked.action === "block") {
+    const reason = `Blocked by the policy ${blocker(checked)}.`;
+    return { kind: "outcome", outcome: { status: "denied", output: reason, problem: "policy" } };
+  }
+  const needed = checked.action === "ask" ? checked.findings.find(({ action }) => action === "ask")?.reason : undefined;
+  if (checked.value === given) return { input: parsed.input, needed };
+  const clean = await parseInput(tool, checked.value);
+  if ("problem" in clean) return outcome("error", `After a policy's redaction: ${clean.problem}`, "policy");
+  return { input: clean.input, needed };
+}
+
+/** Whether the run or the process has called it too often. */
+async function limitProblem(record: ToolRecord, tool: AnyTool, door: DoorOptions): Promise<string | undefined> {
+  if (record.intended) return;
+  if (tool.maxCallsPerRun !== undefined) {
+    const before = door.state.turns
+      .flatMap((turn) => turn.calls)
+      .filter((other) => other.call.name === tool.name && isBefore(other, record) && wasCarriedOut(other));
+    if (before.length >= tool.maxCallsPerRun)
+      return `Not called: "${tool.name}" may be called ${tool.maxCallsPerRun} times in one run.`;
+  }
+  // It was counted before a person was asked.
+  if (record.asked.call) return;
+  const waitMs = await door.toolbox.admit(tool, door.tenant);
+  if (waitMs > 0) return `Not called: "${tool.name}" was called too often. Try again in ${Math.ceil(waitMs / 1000)} s.`;
+  return;
+}
+
+const isBefore = (a: ToolRecord, b: ToolRecord): boolean =>
+  a.iteration < b.iteration || (a.iteration === b.iteration && a.index < b.index);
+
+/** Calls of the same turn that have no result yet count: they are carried out side by side. */
+const wasCarriedOut = ({ result }: ToolRecord): boolean =>
+  !result || result.problem === undefined || result.problem === "tool";
+
+/** Whether it may go on as far as people are concerned; undefined: it may. */
+async function approve(
+  record: ToolRecord,
+  tool: AnyTool,
+  input: unknown,
+  policyAsks: string | undefined,
+  door: DoorOptions,
+): Promise<Passed | undefined> {
+  const hash = callHash(tool, input);
+  const approval = record.asked.call;
+  const decision = approval?.decision;
+  if (approval && !decision) return { kind: "waiting" };
+  if (decision?.decision === "reject") {
+    const said = decision.note ? `: ${decision.note}` : ".";
+    return outcome("rejected", `A person rejected this call${said}`, "rejected");
+  }
+  if (decision?.decision === "expire")
+    return outcome("rejected", "Nobody approved this call in time, so it was not made.", "expired");
+  // What runs is what was approved: another version of the tool, or other arguments, are asked about anew.
+  if (decision && (decision.hash ?? approval.request.hash) === hash) return;
+  const reason = decision ? "The tool or its arguments are no longer what was approved." : await whyAsk(tool, input, policyAsks, door);
+  if (reason === undefined) return;
+  if (door.asking === "refuse")
+    return outcome("skipped", "Not called: a person must approve it.", "rejected");
+  if (typeof door.asking === "object") {
+    await preApprove(record, hash, reason, input, door.asking.approvedBy, door);
+    return;
+  }
+  const { iteration, index } = record;
+  await askPerson({ subject: "call", iteration, index, tool_name: tool.name, input, reason, hash }, door);
+  return { kind: "waiting" };
+}
+
+async function whyAsk(
+  tool: AnyTool,
+  input: unknown,
+  policyAsks: string | undefined,
+  { runId, tenant }: DoorOptions,
+): Promise<string | undefined> {
+  if (tool.permission === "irreversible") return `${tool.name} cannot be undone.`;
+  if (policyAsks !== undefined) return `A policy asks: ${policyAsks}`;
+  if (!tool.needsApproval) return;
+  try {
+    return (await tool.needsApproval(input, { runId, tenant })) ? `${tool.name} asks for these arguments.` : undefined;
+  } catch (error) {
+    return `Whether ${tool.name} must ask could not be told: ${messageOf(error)}`;
+  }
+}
+
+async function preApprove(
+  record: ToolRecord,
+  hash: string,
+  reason: string,
+  input: unknown,
+  by: string,
+  door: DoorOptions,
+): Promise<void> {
+  const { iteration, index, call } = record;
+  const approval_id = await askPerson(
+    { subject: "call", iteration, index, tool_name: call.name, input, reason, hash },
+    door,
+  );
+  const entry = decisionEntry({ approval_id, tool_name: call.name, hash }, { decision: "approve", by });
+  await door.append({ type: "approval.decided", data: { approval_id, decision: "approve", by } }, entry);
 }
 
 /** What stands in for the outcome of a call for which it is too late. Throws when the run was stopped. */
-function notToBeStarted(control: RunControl, begun: boolean): Outcome | undefined {
+function notToBeStarted(begun: boolean, record: ToolRecord, control: RunControl): Passed | undefined {
   if (control.signal.aborted) throw new Interrupted(String(control.cause));
-  if (!control.softReached && !control.cut.aborted) return undefined;
-  const output = begun
-    ? "Not tried again after a crash: the run reached its time limit. It may have taken effect."
-    : "Not started: the run reached its time limit.";
-  return { status: "skipped", output };
+  if (!control.softReached && !control.cut.aborted) return;
+  if (!begun) return outcome("skipped", "Not started: the run reached its time limit.", "time");
+  const output = "Not tried again after a crash: the run reached its time limit. It may have taken effect.";
+  return { kind: "outcome", outcome: { status: "skipped", output, problem: "time", points: record.reserved } };
 }
 
-async function execute(
+async function recordIntent(
+  record: ToolRecord,
   tool: AnyTool,
   input: unknown,
-  record: ToolRecord,
   idempotencyKey: string,
-  options: DoorOptions,
-): Promise<Outcome> {
-  const { control } = options;
-  const timeoutMs = tool.timeoutMs ?? defaultTimeoutMs;
-  const own = new AbortController();
-  let giveUp!: (error: Error) => void;
-  const givenUp = new Promise<never>((_, reject) => {
-    giveUp = reject;
+  door: DoorOptions,
+): Promise<void> {
+  const { iteration, index, call, reserved } = record;
+  const asWritten = contentHash(call.input) === contentHash(input);
+  await door.append({
+    type: "tool.intent",
+    data: {
+      iteration,
+      index,
+      call_id: call.id,
+      tool_name: tool.name,
+      idempotency_key: idempotencyKey,
+      ...(reserved > 0 && { points: reserved }),
+      ...(!asWritten && { input }),
+    },
   });
-  const timer = setTimeout(() => own.abort(`timed out after ${timeoutMs / 1000} s`), Math.min(timeoutMs, 2 ** 31 - 1));
-  const onCut = () => own.abort("stopped, the run is at its time limit");
-  const onAbort = () => giveUp(new Interrupted(String(own.signal.reason)));
-  own.signal.addEventListener("abort", onAbort);
-  control.cut.addEventListener("abort", onCut);
-  try {
-    const work = Promise.resolve().then(() =>
-      tool.execute(input, {
-        runId: options.runId,
-        tenant: options.tenant,
-        callId: record.call.id,
-        idempotencyKey,
-        signal: own.signal,
-        workspace: options.workspace,
-      }),
-    );
-    return bound(await Promise.race([work, givenUp]), tool.maxOutputBytes ?? defaultMaxOutputBytes);
-  } catch (error) {
-    if (control.signal.aborted) throw new Interrupted(String(control.cause), { cause: error });
-    if (own.signal.aborted) {
-      const doubt = tool.effect === "pure" ? "" : " It may have taken effect all the same.";
-      return failure(`The tool was ${own.signal.reason}.${doubt}`);
-    }
-    return failure(messageOf(error));
-  } finally {
-    clearTimeout(timer);
-    own.signal.removeEventListener("abort", onAbort);
-    control.cut.removeEventListener("abort", onCut);
-    // A tool that ignores its signal may still reject long after: nobody listens any more, and that is right.
-    givenUp.catch(() => {});
+}
+
+/** An outcome that the model does not see until a person has said so. */
+async function decideHeld(record: ToolRecord, held: ToolResult, door: DoorOptions): Promise<Passed> {
+  const approval = record.asked.result;
+  if (!approval) {
+    const { iteration, index, tool_name } = held;
+    const reason = `A policy asks before the model sees what ${tool_name} returned.`;
+    const about = { iteration, index, tool_name, input: held.output, hash: contentHash(held.output), reason };
+    await askPerson({ subject: "result", ...about }, door);
   }
+  const decision = approval?.decision;
+  if (!decision) return { kind: "waiting" };
+  const { status, output, truncated, problem, points } = held;
+  if (decision.decision === "approve")
+    return { kind: "outcome", outcome: { status, output, own: true, ...rest({ truncated, problem, points }) } };
+  const said = decision.note ? `: ${decision.note}` : ".";
+  const withheld = `The call was made; a person withheld its result${said}`;
+  return { kind: "outcome", outcome: { status: "denied", output: withheld, problem: "policy", ...rest({ points }) } };
 }
 
-function bound(output: unknown, maxBytes: number): Outcome {
-  let text: string | undefined;
-  try {
-    text = typeof output === "string" ? output.toWellFormed() : JSON.stringify(output ?? null);
-  } catch (error) {
-    return failure(`The tool's output is not JSON: ${messageOf(error)}`);
-  }
-  if (text === undefined) return failure("The tool's output is not JSON.");
-  const bytes = Buffer.byteLength(text);
-  if (bytes <= maxBytes) return { status: "ok", output: typeof output === "string" ? text : jsonOf(text) };
-  const kept = Buffer.from(text)
-    .subarray(0, maxBytes)
-    .toString("utf8")
-    .replace(/\uFFFD+$/, "");
-  return { status: "ok", output: `${kept}\n[cut: ${bytes} bytes, the first ${maxBytes} are shown]`, truncated: true };
-}
-
-/** The output as the log will give it back, so that a resumed prompt is the same: no Date, no class, no `undefined` in it. */
-function jsonOf(text: string): unknown {
-  const value: unknown = JSON.parse(text);
-  return isDeeper(value, deepestOutput) ? text : value;
-}
-
-function isDeeper(value: unknown, than: number): boolean {
-  if (typeof value !== "object" || value === null) return false;
-  return than === 0 || Object.values(value).some((inner) => isDeeper(inner, than - 1));
-}
-
+/** settle or refund -> record the outcome -> audit; on the way, the policies look at what came back. */
 async function recordOutcome(
   record: ToolRecord,
-  outcome: Outcome,
+  given: Outcome,
   durationMs: number,
-  options: Pick<DoorOptions, "append">,
-): Promise<void> {
+  door: DoorOptions,
+): Promise<DoorAnswer> {
+  const tool = door.toolbox.get(record.call.name);
+  let ended = given;
+  if (tool && given.own && !record.held && door.policies.length > 0) {
+    const checked = applyPolicies(door.policies, given.output, {
+      stage: "result",
+      tool: traitsOf(tool),
+      seen: door.state.seen,
+    });
+    await recordFindings(checked, record, "result", door);
+    if (checked.action === "block")
+      ended = {
+        ...rest({ points: given.points }),
+        status: "denied",
+        output: `The call was made; its result is withheld by the policy ${blocker(checked)}.`,
+        problem: "policy",
+      };
+    else if (checked.value !== given.output) ended = { ...given, output: checked.value };
+    if (checked.action === "ask" && door.asking === "park") {
+      const held = resultOf(record, ended, durationMs, tool);
+      await door.append({ type: "tool.held", data: held });
+      await decideHeld(record, held, door);
+      return { kind: "waiting" };
+    }
+  }
+  const result = resultOf(record, ended, record.held?.duration_ms ?? durationMs, tool);
+  await door.append(
+    { type: "tool.result", data: result },
+    {
+      actor: `agent:${door.agentName}`,
+      action: "tool.called",
+      data: {
+        tool: record.call.name,
+        status: result.status,
+        ...(result.problem && { problem: result.problem }),
+        arguments: contentHash(record.call.input),
+        result: contentHash(result.output),
+        ...(record.asked.call && { approval: record.asked.call.request.approval_id }),
+      },
+    },
+  );
+  return { kind: "recorded", result };
+}
+
+/** Ends an open call that the action budget has no points for. */
+export async function skipForBudget(record: ToolRecord, door: DoorOptions): Promise<void> {
+  const output = "Not called: the action budget of this task is used up.";
+  await recordOutcome(record, { status: "skipped", output, problem: "budget" }, 0, door);
+}
+
+function resultOf(record: ToolRecord, ended: Outcome, durationMs: number, tool: AnyTool | undefined): ToolResult {
   const { iteration, index, call } = record;
-  await options.append({
-    type: "tool.result",
-    data: { iteration, index, call_id: call.id, tool_name: call.name, ...outcome, duration_ms: Math.round(durationMs) },
-  });
+  const { own, points, ...outcome } = ended;
+  return {
+    iteration,
+    index,
+    call_id: call.id,
+    tool_name: call.name,
+    ...outcome,
+    duration_ms: durationMs,
+    ...(points && { points }),
+    ...(own && tool?.untrusted && { untrusted: true }),
+    ...(own && tool?.private && { private: true }),
+  };
 }
 
-function failure(message: string): Outcome {
-  return { status: "error", output: message.slice(0, longestMessage).toWellFormed() };
+async function recordFindings(
+  { findings }: ChainAnswer,
+  { iteration, index, call }: ToolRecord,
+  stage: "arguments" | "result",
+  door: DoorOptions,
+): Promise<void> {
+  for (const finding of findings)
+    await door.append(
+      { type: "policy.applied", data: { stage, ...finding, iteration, index, tool_name: call.name } },
+      policyEntry(finding, { stage, tool: call.name }, door.agentName),
+    );
 }
 
-function messageOf(error: unknown): string {
-  return error instanceof Error ? error.message || error.name : String(error);
+/** Blocks stand in the audit trail. */
+export function policyEntry(
+  finding: ChainAnswer["findings"][number],
+  about: Record<string, unknown>,
+  agentName: string,
+): AuditEntry | undefined {
+  if (finding.action !== "block") return;
+  const { policy, reason } = finding;
+  return { actor: `agent:${agentName}`, action: "policy.blocked", data: { policy, reason, ...about } };
+}
+
+const blocker = ({ findings }: ChainAnswer): string => {
+  const { policy, reason } = findings.find(({ action }) => action === "block")!;
+  return `${policy}: ${reason}`;
+};
+
+function outcome(status: ToolStatus, output: string, problem: ToolProblem): Passed {
+  return { kind: "outcome", outcome: { status, output: shortened(output), problem } };
+}
+
+const denied = (message: string): Passed => outcome("denied", message, "permission");
+
+/** The properties that are there. */
+function rest<T extends object>(properties: T): { [K in keyof T]: Exclude<T[K], undefined> } {
+  return Object.fromEntries(Object.entries(properties).filter(([, value]) => value !== undefined)) as never;
 }

@@ -4,6 +4,8 @@
  */
 import type { ModelMessage } from "@drover/llm";
 import type { StopReason } from "@drover/protocol";
+import type { PolicyFinding, PolicyStage } from "./policy/policy.ts";
+import type { Permission } from "./tool.ts";
 
 /** What the client submitted, defaults filled in: the first event of every log. */
 export interface RunInput {
@@ -18,6 +20,15 @@ export interface RunInput {
   max_cost_usd?: number;
   limits: { soft_seconds: number; hard_seconds: number; deadline?: string };
   retry: { max_attempts: number; backoff_ms: number; max_backoff_ms: number };
+  /** Points its tool calls may take together. */
+  action_budget?: number;
+  on_budget?: "stop" | "pause";
+  /** Permissions its tools may have at most, by the role of the key that submitted it; absent: all. */
+  permissions?: Permission[];
+  /** A rollback: the run whose effects it undoes. */
+  of_run?: string;
+  /** Its callback gets links with which its questions can be decided: whoever submitted it may do that. */
+  callback_decides?: true;
 }
 
 export interface LoggedToolCall {
@@ -26,6 +37,43 @@ export interface LoggedToolCall {
   input: unknown;
   invalid?: string;
 }
+
+/** What a person is asked: to let a call, an input, a result or an answer pass, or how a call ended that nobody saw end. */
+export type ApprovalSubject = "call" | "uncertain" | "input" | "result" | "output";
+
+/** `hash` names exactly what is asked about: SHA-256 of tool, version and arguments, or of the content. */
+export interface ApprovalRequest {
+  /** `apr_…` */
+  approval_id: string;
+  subject: ApprovalSubject;
+  /** Which call; absent for inputs and outputs. */
+  iteration?: number;
+  index?: number;
+  tool_name?: string;
+  /** The arguments, or the content asked about. */
+  input: unknown;
+  reason: string;
+  hash: string;
+  expires_at: string;
+  on_expiry: "reject" | "fail";
+}
+
+/** `done` and `retry` answer an uncertain call: it took effect (with this result), or it is to run again. */
+export interface ApprovalDecision {
+  decision: "approve" | "reject" | "expire" | "retry" | "done" | "fail";
+  /** Who: a key's id, `link`, `system`, or a name. */
+  by: string;
+  /** Shown to the model with a rejection. */
+  note?: string;
+  /** Approved with other arguments than were asked about; `hash` names these then. */
+  edited_input?: unknown;
+  hash?: string;
+  /** With `done`: what the call returned. */
+  result?: unknown;
+}
+
+/** Why a call had no proper outcome. */
+export type ToolProblem = "arguments" | "permission" | "policy" | "budget" | "limit" | "rejected" | "expired" | "time" | "tool";
 
 export interface RunFailure {
   code: StopReason;
@@ -38,6 +86,12 @@ export interface FinalData {
   stop_reason: StopReason | null;
   error: RunFailure | null;
 }
+
+/** Where a cap stands: points or money of the run, or money of its session or its tenant. */
+export type BudgetLevel = "actions" | "run" | "session" | "tenant_day" | "tenant_month";
+
+/** `denied`: permission or policy said no. `rejected`: a person did, or nobody answered. */
+export type ToolStatus = "ok" | "error" | "skipped" | "denied" | "rejected";
 
 export interface EventData {
   "run.queued": RunInput;
@@ -53,25 +107,67 @@ export interface EventData {
     usage: { input: number; output: number; cached: number };
     cost_usd: number | null;
     duration_ms: number;
+    /** The last turn, and what made it the last. */
     wrap_up?: true;
+    wrap_up_for?: "budget";
+    /** A policy asks a person before this answer goes out, or has withheld it. */
+    held?: true;
+    withheld?: true;
   };
+  /** An action asked for from outside any model: a turn of one call. */
+  "action.called": { iteration: number; call: LoggedToolCall };
   /** Text of a model call still under way, or cut; dropped by the fold once that call's end is recorded. */
   "model.partial": { iteration: number; text: string; cut?: true };
   "model.failed": { iteration: number; model: string; code: string; message: string; retry_in_ms: number | null };
   /** Written before an idempotent or unsafe tool starts; without an outcome after it, the call may have taken place. */
-  "tool.intent": { iteration: number; index: number; call_id: string; tool_name: string; idempotency_key: string };
+  "tool.intent": {
+    iteration: number;
+    index: number;
+    call_id: string;
+    tool_name: string;
+    idempotency_key: string;
+    /** Points reserved for it. */
+    points?: number;
+    /** The arguments as they are carried out, where they are not those the model wrote. */
+    input?: unknown;
+  };
+  /** After a crash: what the tool's own `verify` said about a call without an outcome. */
+  "tool.verified": { iteration: number; index: number; tool_name: string; answer: "done" | "not_done" | "unknown" };
+  /** An outcome that the model does not see until a person has let it pass. */
+  "tool.held": EventData["tool.result"];
   "tool.result": {
     iteration: number;
     index: number;
     call_id: string;
     tool_name: string;
-    status: "ok" | "error" | "skipped";
+    status: ToolStatus;
     output: unknown;
     truncated?: true;
     duration_ms: number;
+    problem?: ToolProblem;
+    /** Points charged for it; what was reserved beyond is given back. */
+    points?: number;
+    /** It comes from outside: the model sees it marked. */
+    untrusted?: true;
+    /** It is private data. */
+    private?: true;
   };
+  /** What a policy found; a redacted input stands in `input` from here on. */
+  "policy.applied": PolicyFinding & {
+    stage: PolicyStage;
+    iteration?: number;
+    index?: number;
+    tool_name?: string;
+    input?: Pick<RunInput, "query" | "context">;
+  };
+  "approval.requested": ApprovalRequest;
+  "approval.decided": ApprovalDecision & { approval_id: string };
+  "budget.raised": { max_cost_usd?: number; action_budget?: number; by: string };
+  /** The run gives up its slot until somebody decides; `level` says which cap of money or points it stands at. */
+  "run.waiting": { waiting_for: "approval" | "budget"; level?: BudgetLevel; approvals?: ApprovalRequest[] };
+  "run.resumed": { waited_for: string };
   "run.retrying": { attempt: number; delay_ms: number; error: RunFailure };
-  "run.handed_over": { worker: string };
+  "run.handed_over": { worker: string; delay_ms?: number };
   "run.rescued": { worker: string | null };
   "run.cancel_requested": Record<string, never>;
   "run.completed": FinalData;
@@ -82,6 +178,9 @@ export interface EventData {
 
 export type EventType = keyof EventData;
 export type FinalStatus = "completed" | "partial" | "failed" | "cancelled";
+
+/** A tool's outcome as the log has it. */
+export type ToolResult = EventData["tool.result"];
 
 /** An event to be appended. */
 export type NewEvent = { [T in EventType]: { type: T; data: EventData[T] } }[EventType];

@@ -6,13 +6,28 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createModels, type Model, type Models, modelConfig } from "@drover/llm";
 import { toWireId, uuidv7 } from "@drover/protocol";
-import { type AgentDefinition, checkConfig, type DroverConfig } from "./agent.ts";
+import { Actions, type ActionsOptions } from "./actions.ts";
+import { type AgentDefinition, ConfigError, checkConfig, type DroverConfig } from "./agent.ts";
+import { approvalsOf, checkDecision, decisionEntry, type WantedDecision } from "./approval.ts";
+import type { AuditSink } from "./audit.ts";
+import { memoryBudget, noBudget } from "./budget.ts";
 import { pause, RunControl } from "./control.ts";
-import { type AgentRunError, errorFor } from "./errors.ts";
-import type { FinalData, FinalStatus, LogEvent, NewEvent, RunInput } from "./events.ts";
-import { fold, type RunState } from "./fold.ts";
+import type { DoorOptions } from "./door.ts";
+import { type AgentRunError, BudgetExhausted, errorFor, HumanApprovalRequired } from "./errors.ts";
+import type {
+  ApprovalDecision,
+  ApprovalRequest,
+  EventData,
+  FinalData,
+  FinalStatus,
+  LogEvent,
+  NewEvent,
+  RunInput,
+} from "./events.ts";
+import { applyEvent, fold, latestText, type RunState, toNanos } from "./fold.ts";
 import { memoryLog, type RunLog } from "./log.ts";
-import { early, type LoopOutcome, modelProblem, runLoop } from "./loop.ts";
+import { early, type LoopOutcome, modelProblem, runLoop, waitingOf } from "./loop.ts";
+import type { Policy } from "./policy/policy.ts";
 import { ToolRegistry } from "./registry.ts";
 import { type RunResult, resultOf } from "./result.ts";
 import { backoffMs } from "./retry.ts";
@@ -27,6 +42,10 @@ export interface HarnessConfig extends DroverConfig {
   retry?: { maxAttempts?: number; backoffMs?: number; maxBackoffMs?: number };
   /** Folder the file tools see (default: a folder of the run's own under the system's temporary folder). */
   workspace?: string;
+  /** What all runs of this harness may cost together, USD. */
+  budgetUsd?: number;
+  /** Where the audit trail goes, such as `memoryAudit()` (default: nowhere). */
+  audit?: AuditSink;
 }
 
 export interface RunOptions {
@@ -38,6 +57,8 @@ export interface RunOptions {
   maxTokens?: number;
   maxIterations?: number;
   maxCostUsd?: number;
+  /** Points its tool calls may take together (default: the agent's). */
+  actionBudget?: number;
   limits?: { softSeconds?: number; hardSeconds?: number; deadline?: Date };
   metadata?: Record<string, string>;
   /** Aborting cancels the run; what there was is in the result. */
@@ -46,19 +67,30 @@ export interface RunOptions {
   onEvent?(event: LogEvent): void;
   /** The model's text as it streams. */
   onText?(delta: string): void;
+  /** Decides what a person is asked. Without it the run stops as `waiting`, and goes on from its log with `decisions`. */
+  approve?(request: ApprovalRequest): WantedDecision | Promise<WantedDecision>;
+  /** Decisions by `approval_id`, for a run that goes on from its log. */
+  decisions?: Record<string, WantedDecision>;
   /** A log of your own; when it has events already, the run goes on where they end (its query and options are the log's). */
   log?: RunLog;
 }
 
-export interface HarnessResult extends RunResult {
+export interface HarnessResult extends Omit<RunResult, "status"> {
+  /** `waiting`: a person is asked, or a cap must be raised; the run goes on from its log. */
+  status: RunResult["status"] | "waiting";
   /** Set when the run did not complete. */
   error?: AgentRunError;
+  /** Set while it is waiting. */
+  waiting?: EventData["run.waiting"];
 }
+
+type Append = DoorOptions["append"];
 
 interface Ending {
   status: FinalStatus;
   data: FinalData;
 }
+type Stop = Ending | { status: "waiting"; waiting: EventData["run.waiting"] };
 
 const defaults = {
   softSeconds: 1500,
@@ -73,10 +105,11 @@ export class AgentHarness {
   readonly #config: HarnessConfig;
   readonly #models: Models;
   readonly #registry: ToolRegistry;
+  readonly #money: ReturnType<typeof memoryBudget> | undefined;
 
   /** Throws `ConfigError` (or the models' own) naming everything that is wrong. */
   constructor(config: HarnessConfig = {}) {
-    const { model, env = process.env, limits: _limits, retry: _retry, workspace: _workspace, ...file } = config;
+    const { model, env = process.env, limits: _l, retry: _r, workspace: _w, budgetUsd, audit: _a, ...file } = config;
     checkConfig(file, "the harness's configuration");
     this.#config = config;
     this.#models = createModels(modelConfig.parse({ ...env, ...(model && { DROVER_MODEL: model }) }), {
@@ -84,6 +117,26 @@ export class AgentHarness {
       models: file.models?.custom,
     });
     this.#registry = new ToolRegistry(config.tools);
+    this.#money = budgetUsd === undefined ? undefined : memoryBudget(toNanos(budgetUsd));
+  }
+
+  /** The one door without a model: for agents whose loop is somebody else's. Each is one run with its own log and action budget. */
+  actions(options: ActionsOptions = {}): Actions {
+    const name = options.agent ?? "default";
+    const agent = this.#agent(name);
+    if (!agent) throw new ConfigError("actions", [`there is no agent "${name}"`]);
+    return new Actions(options, {
+      agentName: name,
+      agent,
+      toolbox: this.#registry.boxFor(name, agent),
+      policies: this.#policies(agent),
+      ...(this.#config.audit && { audit: this.#config.audit }),
+      ...(this.#config.workspace !== undefined && { workspace: this.#config.workspace }),
+    });
+  }
+
+  #policies(agent: AgentDefinition): Policy[] {
+    return [...(this.#config.policies ?? []), ...(agent.policies ?? [])];
   }
 
   /**
@@ -94,50 +147,84 @@ export class AgentHarness {
     const startedAt = performance.now();
     const log = options.log ?? memoryLog();
     const runId = log.runId ?? uuidv7();
-    const append = async (event: NewEvent) => {
+    const append: Append = async (event, audit) => {
       const logged = await log.append(event);
+      if (audit) await this.#config.audit?.record(audit, runId);
       options.onEvent?.(logged);
     };
-    const events: NewEvent[] = await log.read();
+    const events: (NewEvent & { at?: string })[] = await log.read();
     if (events.length === 0) {
       const queued: NewEvent = { type: "run.queued", data: this.#input(query, options) };
       await append(queued);
       events.push(queued);
     }
     const state = fold(events);
+    await this.#expire(state, append);
+    await this.#decide(state, append, options.decisions ?? {});
     const final = endOf(events.at(-1)) ?? (await this.#toTheEnd(runId, state, append, options));
     const about = {
       taskId: toWireId("run", runId),
       durationMs: performance.now() - startedAt,
       metadata: options.metadata,
     };
+    if (final.status === "waiting") {
+      const data: FinalData = { output: latestText(state), stop_reason: null, error: null };
+      const soFar = resultOf(state, { status: "partial", data }, about);
+      return { ...soFar, status: "waiting", waiting: final.waiting };
+    }
     const result: HarnessResult = resultOf(state, final, about);
     const code = final.status === "cancelled" ? "cancelled" : final.data.stop_reason;
-    if (code) result.error = errorFor(code, final.data.error?.message ?? "The run was cancelled.", { ...result });
+    if (code)
+      result.error = errorFor(code, final.data.error?.message ?? "The run was cancelled.", resultOf(state, final, about));
     return result;
   }
 
-  /** As `run()`, but throws the typed error of a run that did not complete; `error.partial` has what there was. */
+  /** As `run()`, but throws the typed error of a run that did not complete; `error.partial` has what there was. A run that waits throws too. */
   async runOrThrow(query: string, options: RunOptions = {}): Promise<RunResult> {
-    const { error, ...result } = await this.run(query, options);
+    const { error, status, waiting, ...result } = await this.run(query, options);
     if (error) throw error;
-    return result;
+    if (status !== "waiting") return { ...result, status };
+    const asked = waiting?.approvals?.[0];
+    if (asked) throw new HumanApprovalRequired(asked.tool_name ?? asked.subject, asked.input);
+    throw new BudgetExhausted("The run waits for a cap to be raised.");
   }
 
-  async #toTheEnd(
-    runId: string,
-    state: RunState,
-    append: (event: NewEvent) => Promise<void>,
-    options: RunOptions,
-  ): Promise<Ending> {
+  /** Writes down that nobody decided in time. A decision that comes with it is too late. */
+  async #expire(state: RunState, append: Append): Promise<void> {
+    for (const { request, decision } of state.approvals.values())
+      if (!decision && Date.parse(request.expires_at) <= Date.now())
+        await this.#close(state, append, request, { decision: "expire", by: "system" });
+  }
+
+  /** Writes down what people decided about the questions of this log. @throws Error for a decision that does not fit its question */
+  async #decide(state: RunState, append: Append, decisions: Record<string, WantedDecision>): Promise<void> {
+    for (const [id, wanted] of Object.entries(decisions)) {
+      const approval = state.approvals.get(id);
+      if (!approval) throw new Error(`decisions.${id}: this run asked no such question`);
+      if (approval.decision) continue;
+      const { tool_name } = approval.request;
+      const checked = await checkDecision(approval.request, wanted, this.#registry.get(tool_name ?? ""));
+      if ("problem" in checked) throw new Error(`decisions.${id}.${checked.problem.path}: ${checked.problem.message}`);
+      await this.#close(state, append, approval.request, checked.decision);
+    }
+  }
+
+  async #close(state: RunState, append: Append, asked: ApprovalRequest, decision: ApprovalDecision): Promise<void> {
+    const event: NewEvent = { type: "approval.decided", data: { approval_id: asked.approval_id, ...decision } };
+    await append(event, decisionEntry(asked, decision));
+    applyEvent(state, event);
+  }
+
+  async #toTheEnd(runId: string, state: RunState, append: Append, options: RunOptions): Promise<Stop> {
     const control = this.#control(state.input);
     const cancel = () => control.stop("cancelled");
     options.signal?.addEventListener("abort", cancel);
     if (options.signal?.aborted) cancel();
     try {
-      const final = await this.#carry(runId, state, control, append, options);
-      await append({ type: `run.${final.status}`, data: final.data });
-      return final;
+      const stop = await this.#carry(runId, state, control, append, options);
+      if (stop.status === "waiting") await append({ type: "run.waiting", data: stop.waiting });
+      else await append({ type: `run.${stop.status}`, data: stop.data });
+      return stop;
     } finally {
       options.signal?.removeEventListener("abort", cancel);
       control.close();
@@ -148,11 +235,12 @@ export class AgentHarness {
     runId: string,
     state: RunState,
     control: RunControl,
-    append: (event: NewEvent) => Promise<void>,
+    append: Append,
     options: RunOptions,
-  ): Promise<Ending> {
-    const agent = this.#agent(state.input.agent);
-    if (!agent) return finalOf(early(state, "invalid_input", `There is no agent "${state.input.agent}".`));
+  ): Promise<Stop> {
+    const name = state.input.agent;
+    const agent = this.#agent(name);
+    if (!agent) return finalOf(early(state, "invalid_input", `There is no agent "${name}".`));
     let model: Model;
     try {
       model = this.#models.resolve(state.input.model ?? agent.model ?? this.#models.default);
@@ -165,26 +253,47 @@ export class AgentHarness {
         runId,
         tenant: "default",
         workspace: this.#config.workspace ?? join(tmpdir(), "drover", runId),
+        agentName: name,
         agent,
         model,
-        toolbox: this.#registry.boxFor(agent),
+        toolbox: this.#registry.boxFor(name, agent, state.input.permissions),
+        policies: this.#policies(agent),
+        approvals: approvalsOf(agent),
+        asking: "park",
+        budget: this.#money?.share() ?? noBudget,
+        onBudget: state.input.on_budget ?? agent.onBudget ?? "stop",
         state,
         control,
         append,
         ...(options.onText && { onText: options.onText }),
       });
-      if (outcome.kind !== "retry") return finalOf(outcome);
       if (state.steps > steps) attempt = 1;
       steps = state.steps;
-      const { failure } = outcome;
-      const error = {
-        code: failure.code === "aborted" ? ("internal_error" as const) : failure.code,
-        message: failure.message,
-      };
-      if (attempt >= state.input.retry.max_attempts) return finalOf(early(state, error.code, error.message));
-      const delayMs = backoffMs(state.input.retry, attempt, failure.retryAfterMs);
-      await append({ type: "run.retrying", data: { attempt: attempt + 1, delay_ms: delayMs, error } });
-      await pause(delayMs, control.cut);
+      switch (outcome.kind) {
+        case "final":
+          return finalOf(outcome);
+        case "handover":
+          await pause(outcome.delayMs ?? 0, control.cut);
+          break;
+        case "park": {
+          const waiting = waitingOf(state, outcome);
+          if (!options.approve || !waiting.approvals) return { status: "waiting", waiting };
+          for (const request of waiting.approvals)
+            await this.#decide(state, append, { [request.approval_id]: await options.approve(request) });
+          break;
+        }
+        case "retry": {
+          const { failure } = outcome;
+          const error = {
+            code: failure.code === "aborted" ? ("internal_error" as const) : failure.code,
+            message: failure.message,
+          };
+          if (attempt >= state.input.retry.max_attempts) return finalOf(early(state, error.code, error.message));
+          const delayMs = backoffMs(state.input.retry, attempt, failure.retryAfterMs);
+          await append({ type: "run.retrying", data: { attempt: attempt + 1, delay_ms: delayMs, error } });
+          await pause(delayMs, control.cut);
+        }
+      }
     }
   }
 
@@ -207,6 +316,7 @@ export class AgentHarness {
       ...(options.temperature !== undefined && { temperature: options.temperature }),
       ...(options.maxTokens !== undefined && { max_tokens: options.maxTokens }),
       ...(options.maxCostUsd !== undefined && { max_cost_usd: options.maxCostUsd }),
+      ...definedPoints(options.actionBudget ?? this.#agent(name)?.actionBudget),
       max_iterations: options.maxIterations ?? this.#agent(name)?.maxIterations ?? defaults.maxIterations,
       limits: {
         soft_seconds: soft,
@@ -247,7 +357,8 @@ function endOf(event: NewEvent | undefined): Ending | undefined {
   }
 }
 
-function finalOf(outcome: LoopOutcome): Ending {
-  if (outcome.kind === "final") return { status: outcome.status, data: outcome.data };
-  throw new Error(`a library run cannot end with ${outcome.kind}`);
+function finalOf(outcome: Extract<LoopOutcome, { kind: "final" }>): Ending {
+  return { status: outcome.status, data: outcome.data };
 }
+
+const definedPoints = (points: number | undefined) => (points === undefined ? {} : { action_budget: points });

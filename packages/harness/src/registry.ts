@@ -1,20 +1,30 @@
-/** The tools of a process by name, with what the model is told of each. */
+/** The tools of a process by name, what the model is told of each, and who may call which how often. */
 import type { ToolSpec } from "@drover/llm";
+import { RateLimiterMemory, RateLimiterRes } from "rate-limiter-flexible";
 import { z } from "zod";
 import type { AgentDefinition } from "./agent.ts";
-import type { ToolDefinition } from "./tool.ts";
+import { type Permission, permissions, type ToolDefinition } from "./tool.ts";
 
-// biome-ignore lint/suspicious/noExplicitAny: tools of any input live side by side.
-export type AnyTool = ToolDefinition<any>;
+// biome-ignore lint/suspicious/noExplicitAny: tools of any input and output live side by side.
+export type AnyTool = ToolDefinition<any, any>;
 
+/** What one agent may call, on behalf of one kind of caller. */
 export interface Toolbox {
   specs: ToolSpec[];
   get(name: string): AnyTool | undefined;
+  /** Counts one call of a tenant. 0: it may go on; else how many ms until the tool's `rate` lets one through. */
+  admit(tool: AnyTool, tenant: string): Promise<number>;
+}
+
+interface Entry {
+  tool: AnyTool;
+  spec: ToolSpec;
+  limiter: RateLimiterMemory | undefined;
 }
 
 export class ToolRegistry {
-  readonly #tools = new Map<string, { tool: AnyTool; spec: ToolSpec }>();
-  readonly #boxes = new WeakMap<AgentDefinition, Toolbox>();
+  readonly #tools = new Map<string, Entry>();
+  readonly #boxes = new WeakMap<AgentDefinition, Map<string, Toolbox>>();
 
   constructor(tools: readonly AnyTool[] = []) {
     for (const tool of tools) this.register(tool);
@@ -24,20 +34,60 @@ export class ToolRegistry {
   register(tool: AnyTool): this {
     if (this.#tools.has(tool.name)) throw new Error(`a tool named "${tool.name}" is registered already`);
     const { $schema: _, ...inputSchema } = z.toJSONSchema(tool.input, { io: "input" });
-    this.#tools.set(tool.name, { tool, spec: { name: tool.name, description: tool.description, inputSchema } });
+    const { rate } = tool;
+    this.#tools.set(tool.name, {
+      tool,
+      spec: { name: tool.name, description: tool.description, inputSchema },
+      limiter: rate && new RateLimiterMemory({ points: rate.calls, duration: rate.perSeconds }),
+    });
     return this;
   }
 
-  /** What one agent may call: the tools it names, or all. The same object every time, so 2,000 runs share it. */
-  boxFor(agent: AgentDefinition): Toolbox {
-    const known = this.#boxes.get(agent);
-    if (known) return known;
-    const allowed = agent.tools
-      ? agent.tools.flatMap((name) => this.#tools.get(name) ?? [])
-      : [...this.#tools.values()];
-    const byName = new Map(allowed.map(({ tool }) => [tool.name, tool]));
-    const box: Toolbox = { specs: allowed.map(({ spec }) => spec), get: (name) => byName.get(name) };
-    this.#boxes.set(agent, box);
+  /** The tool of this name, whoever may call it. */
+  get(name: string): AnyTool | undefined {
+    return this.#tools.get(name)?.tool;
+  }
+
+  /**
+   * What one agent may call: the tools it names (or all), less those that do not allow it, less those above the caller's `granted`
+   * permissions. The same object every time, so 2,000 runs share it.
+   */
+  boxFor(agentName: string, agent: AgentDefinition, granted: readonly Permission[] = permissions): Toolbox {
+    const boxes = this.#boxes.get(agent) ?? new Map<string, Toolbox>();
+    this.#boxes.set(agent, boxes);
+    const key = `${agentName} ${[...granted].sort().join(" ")}`;
+    let box = boxes.get(key);
+    if (!box) {
+      const named = agent.tools
+        ? agent.tools.flatMap((name) => this.#tools.get(name) ?? [])
+        : [...this.#tools.values()];
+      box = this.#box(
+        named.filter(
+          ({ tool }) => granted.includes(tool.permission) && (tool.allowedAgents?.includes(agentName) ?? true),
+        ),
+      );
+      boxes.set(key, box);
+    }
     return box;
+  }
+
+  #box(allowed: Entry[]): Toolbox {
+    const byName = new Map(allowed.map((entry) => [entry.tool.name, entry]));
+    return {
+      specs: allowed.map(({ spec }) => spec),
+      get: (name) => byName.get(name)?.tool,
+      admit: (tool, tenant) => admit(byName.get(tool.name)?.limiter, tenant),
+    };
+  }
+}
+
+async function admit(limiter: RateLimiterMemory | undefined, tenant: string): Promise<number> {
+  if (!limiter) return 0;
+  try {
+    await limiter.consume(tenant);
+    return 0;
+  } catch (refused) {
+    if (refused instanceof RateLimiterRes) return Math.max(1, refused.msBeforeNext);
+    throw refused;
   }
 }

@@ -1,6 +1,6 @@
 /** What a run's log says to the one who asked: the result, the same from the library and over HTTP. */
 import type { StopReason } from "@drover/protocol";
-import type { FinalData, FinalStatus } from "./events.ts";
+import type { FinalData, FinalStatus, ToolStatus } from "./events.ts";
 import { type RunState, toUsd } from "./fold.ts";
 
 export interface ToolCallSummary {
@@ -8,7 +8,7 @@ export interface ToolCallSummary {
   input: unknown;
   output: unknown;
   duration_ms: number;
-  status: "ok" | "error" | "skipped";
+  status: ToolStatus;
 }
 
 export interface RunResult {

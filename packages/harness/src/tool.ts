@@ -24,13 +24,50 @@ export interface ToolContext {
   workspace: string;
 }
 
-export interface ToolDefinition<Input = unknown> {
+/** What is known of a call whose outcome is not. */
+export interface ToolIntent<Input> {
+  input: Input;
+  idempotencyKey: string;
+}
+
+/** Whether an effect took place. `output` is what the call would have returned, where that can be found out. */
+export type Verified = "done" | "not_done" | "unknown" | { done: true; output: unknown };
+
+export interface ToolDefinition<Input = unknown, Output = unknown> {
   name: string;
   description: string;
   /** An object schema; the model sees it as JSON Schema. */
   input: z.ZodType<Input>;
+  /** What it returns; a result that does not fit is a failure that the model sees. */
+  output?: z.ZodType<Output>;
+  /** `irreversible` asks a person before every call. */
   permission: Permission;
   effect: Effect;
+  /** Change it when the tool does something else than before: what was approved holds for one version only (default "1"). */
+  version?: string;
+  /** Points of the run's action budget that one call takes (default 0). */
+  budgetCost?: number;
+  /** Calls in one run at most. */
+  maxCallsPerRun?: number;
+  /** Calls of one tenant in this process at most; a call that would be one too many is an error that says when to come back. */
+  rate?: { calls: number; perSeconds: number };
+  /** Agents that may call it; default: every one whose `tools` allow it. */
+  allowedAgents?: string[];
+  /** Whether a person must approve these arguments. `irreversible` tools ask always. Throwing counts as yes. */
+  needsApproval?(input: Input, about: { runId: string; tenant: string }): boolean | Promise<boolean>;
+  /** Its results come from outside: the model sees them marked as data, not instructions. */
+  untrusted?: boolean;
+  /** Its results are private data. */
+  private?: boolean;
+  /** A call tells or changes something outside (default: every permission but `read`). */
+  external?: boolean;
+  /**
+   * Asked when the worker died between the intent and the outcome of an `unsafe` call: did the effect take place? Without it, or
+   * when it says `unknown` or throws, a person is asked.
+   */
+  verify?(intent: ToolIntent<Input>, context: ToolContext): Verified | Promise<Verified>;
+  /** Undoes what one call did; for `write` and `admin` tools. It runs through the same door, with this tool's `effect` and limits. */
+  compensate?(done: { input: Input; output: Output }, context: ToolContext): unknown;
   /** Own time limit of one call in ms (default 60,000). */
   timeoutMs?: number;
   /** What the model sees of the output at most, in bytes of JSON (default 65,536); the rest is cut and said to be cut. */
@@ -40,6 +77,25 @@ export interface ToolDefinition<Input = unknown> {
 }
 
 /** Declares a tool; only fixes the types. */
-export function defineTool<Input>(definition: ToolDefinition<Input>): ToolDefinition<Input> {
+export function defineTool<Input, Output = unknown>(
+  definition: ToolDefinition<Input, Output>,
+): ToolDefinition<Input, Output> {
   return definition;
+}
+
+/** Throw it from `execute` when the call failed before it had any effect: its points are given back. */
+export class NothingDone extends Error {
+  override name = "NothingDone";
+}
+
+/** What the policies and the log know of a tool. */
+// biome-ignore lint/suspicious/noExplicitAny: of any input and output.
+export function traitsOf(tool: ToolDefinition<any, any>) {
+  return {
+    name: tool.name,
+    permission: tool.permission,
+    external: tool.external ?? tool.permission !== "read",
+    untrusted: tool.untrusted ?? false,
+    private: tool.private ?? false,
+  };
 }

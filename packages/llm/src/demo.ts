@@ -16,7 +16,7 @@ export interface DemoModelOptions {
 
 /** The demo model. A call costs 0, which is its true price; its tokens are counted as four characters each. */
 export function createDemoModel(options: DemoModelOptions): Model {
-  return { id: demoModelId, call: (request, call) => answer(options, request, call) };
+  return { id: demoModelId, worstCaseNanos: () => 0, call: (request, call) => answer(options, request, call) };
 }
 
 interface Step extends PlannedCall {

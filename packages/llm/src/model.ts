@@ -78,5 +78,7 @@ export type ModelResult = ModelReply | ModelFailure;
 export interface Model {
   /** `provider/model`. */
   readonly id: string;
+  /** Nano-USD that a call of so many tokens costs at most; null: its price is not known. Without it no run with a cap may use this model. */
+  worstCaseNanos?(tokens: { input: number; output: number }): number | null;
   call(request: ModelRequest, options: ModelCallOptions): Promise<ModelResult>;
 }

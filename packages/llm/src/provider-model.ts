@@ -34,7 +34,13 @@ export interface ProviderModelOptions {
 }
 
 export function createProviderModel(options: ProviderModelOptions): Model {
-  return { id: options.id, call: (request, call) => callProvider(options, request, call) };
+  return {
+    id: options.id,
+    // What is written to a cache costs more than what is read plainly.
+    worstCaseNanos: ({ input, output }) =>
+      options.price({ input, output, cached: 0, cacheWrite: options.cacheMark ? input : 0 }),
+    call: (request, call) => callProvider(options, request, call),
+  };
 }
 
 async function callProvider(

@@ -125,9 +125,8 @@ function callIds(conversation: ModelMessage[]): string[] {
 const options = (metadata: Metadata) => (metadata ? { providerOptions: metadata } : {});
 
 function whyInvalid(error: unknown, toolName: string): string {
-  const { name = "", availableTools } = (error ?? {}) as { name?: string; availableTools?: string[] };
-  if (!name.includes("NoSuchTool"))
-    return `The arguments of ${toolName} are not valid JSON. Call it again with valid JSON.`;
-  const known = availableTools?.length ? `The tools are: ${availableTools.join(", ")}.` : "There are no tools now.";
-  return `There is no tool ${toolName}. ${known}`;
+  const { name = "" } = (error ?? {}) as { name?: string };
+  return name.includes("NoSuchTool")
+    ? `There is no tool ${toolName} here.`
+    : `The arguments of ${toolName} are not valid JSON. Call it again with valid JSON.`;
 }

@@ -115,7 +115,27 @@ export const errorTable = {
     status: null,
     title: "Budget",
     retryable: false,
-    meaning: "The run reached `max_cost_usd`.",
+    meaning:
+      "The run stood at a cap: its `max_cost_usd`, its points for actions, or what its session or tenant may spend. Raise it, or wait for the next day or month.",
+  },
+  price_unknown: {
+    status: null,
+    title: "Price unknown",
+    retryable: false,
+    meaning:
+      "The run has a cap of money, and its model has no known price: set it in `MODEL_PRICES` or `models.prices`, or submit without the cap.",
+  },
+  policy_blocked: {
+    status: null,
+    title: "Blocked by a policy",
+    retryable: false,
+    meaning: "A policy, or a person it asked, did not let the input or the answer pass; the log says which and why.",
+  },
+  approval_expired: {
+    status: null,
+    title: "Approval expired",
+    retryable: false,
+    meaning: "Nobody decided in time, and the agent's policy is to fail then.",
   },
   model_error: {
     status: null,
@@ -152,6 +172,9 @@ export const stopReasons = [
   "deadline",
   "iteration_limit",
   "budget",
+  "price_unknown",
+  "policy_blocked",
+  "approval_expired",
   "auth_failed",
   "invalid_input",
   "model_error",

@@ -29,6 +29,19 @@ export const plainText = (most: number) =>
     .max(most)
     .refine((text) => text.isWellFormed() && !text.includes("\0"), "must not contain NUL or half a surrogate pair");
 
+const maxDepth = 100;
+
+/** JSON of any kind, but not so deep that it overflows the stack of whoever writes it. */
+export const shallow = <T extends z.ZodType>(schema: T) =>
+  schema.refine((value) => isShallow(value, maxDepth), `must not be nested more than ${maxDepth} levels deep`);
+
+function isShallow(value: unknown, depth: number): boolean {
+  if (value === null || typeof value !== "object") return true;
+  if (depth === 0) return false;
+  for (const part of Object.values(value)) if (!isShallow(part, depth - 1)) return false;
+  return true;
+}
+
 const metadataEntries = 16;
 export const metadataKey = plainText(64).min(1);
 export const metadataValue = plainText(512);

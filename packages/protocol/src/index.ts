@@ -1,4 +1,7 @@
+export * from "./approval.ts";
+export * from "./audit.ts";
 export * from "./batch.ts";
+export * from "./budget.ts";
 export * from "./config.ts";
 export * from "./errors.ts";
 export * from "./fields.ts";

@@ -21,7 +21,9 @@ export const toolCall = z
     input: z.unknown(),
     output: z.unknown(),
     duration_ms: z.number(),
-    status: z.enum(["ok", "error", "skipped"]),
+    status: z
+      .enum(["ok", "error", "skipped", "denied", "rejected"])
+      .describe("`denied`: a permission or a policy said no; `rejected`: a person did, or nobody answered"),
   })
   .meta({ id: "ToolCall" });
 
@@ -61,8 +63,14 @@ export type ResultAnswer = z.infer<typeof runResult>;
 
 const summaryFields = {
   task_id: taskId,
+  kind: z.enum(["query", "rollback"]).describe("`rollback`: it undoes what another run did"),
+  of_run: taskId.optional().describe("of a rollback: the run it undoes"),
   status: z.enum(runStatuses),
-  waiting_for: z.string().optional().describe("what a waiting run waits for"),
+  waiting_for: z.string().optional().describe("what a waiting run waits for: `approval` or `budget`"),
+  waiting_level: z
+    .enum(["actions", "run", "session", "tenant_day", "tenant_month"])
+    .optional()
+    .describe("of a run that waits for its budget: the cap it stands at"),
   stop_reason: stopReason.optional().describe("why a run ended early"),
   agent: z.string(),
   batch_id: wireId("batch").optional(),
@@ -113,6 +121,7 @@ export const execution = z
         max_tokens: z.int().optional(),
         max_iterations: z.int(),
         max_cost_usd: z.number().optional(),
+        budget: z.object({ actions: z.number().optional(), at_cap: z.enum(["stop", "pause"]).optional() }).optional(),
         priority: z.int(),
         limits: z.object({ soft_seconds: z.number(), hard_seconds: z.number(), deadline: timestamp.optional() }),
         retry: z.object({ max_attempts: z.int(), backoff_ms: z.int(), max_backoff_ms: z.int() }),
@@ -132,11 +141,20 @@ export type ExecutionAnswer = z.infer<typeof execution>;
 export const eventTypes = [
   "run.queued",
   "run.started",
+  "action.called",
   "model.call",
   "model.partial",
   "model.failed",
   "tool.intent",
+  "tool.verified",
+  "tool.held",
   "tool.result",
+  "policy.applied",
+  "approval.requested",
+  "approval.decided",
+  "budget.raised",
+  "run.waiting",
+  "run.resumed",
   "run.retrying",
   "run.handed_over",
   "run.rescued",

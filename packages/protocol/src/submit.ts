@@ -1,6 +1,6 @@
 /** What clients submit: one query, or a batch of them. Bounds are here; what depends on configuration is checked by the API. */
 import { z } from "zod";
-import { metadataInput, plainText, timeInput, wireId } from "./fields.ts";
+import { metadataInput, plainText, shallow, timeInput, wireId } from "./fields.ts";
 import { batchStatuses, runStatuses } from "./statuses.ts";
 
 /** Fields of the contract whose feature is not built yet: refused by name. */
@@ -8,9 +8,12 @@ export const plannedFields: Record<string, string> = {
   session_id: "sessions are not available yet: leave it out, each query starts afresh",
 };
 
-/** Message types of a single query's callback that can occur. `query.waiting` cannot until approvals exist. */
-export const queryMessageTypes = ["query.completed", "query.partial", "query.failed", "query.cancelled"] as const;
+/** The ends of a query: what a callback that names no events gets. */
+const finalMessageTypes = ["query.completed", "query.partial", "query.failed", "query.cancelled"] as const;
+const queryMessageTypes = [...finalMessageTypes, "query.waiting"] as const;
 export const messageTypes = [...queryMessageTypes, "batch.completed"] as const;
+/** What a callback of a query or a batch gets when it names no events. */
+export const defaultMessageTypes = [...finalMessageTypes, "batch.completed"] as const;
 export type MessageType = (typeof messageTypes)[number];
 
 const maxBatchItems = 10_000;
@@ -20,14 +23,7 @@ export const queryText = z.string().min(1).max(100_000);
 
 const eventsOf = <T extends readonly [string, ...string[]]>(types: T) =>
   z
-    .array(
-      z.enum(types, {
-        error: (issue) =>
-          issue.input === "query.waiting"
-            ? "query.waiting cannot occur yet: no run waits before approvals exist"
-            : `must be one of ${types.join(", ")}`,
-      }),
-    )
+    .array(z.enum(types, { error: `must be one of ${types.join(", ")}` }))
     .min(1)
     .max(types.length);
 
@@ -40,12 +36,7 @@ const settings = {
     .optional()
     .describe("which agent runs it (default `default`)")
     .meta({ default: "default" }),
-  context: z
-    .record(z.string(), z.unknown())
-    .superRefine((value, context) => {
-      if (!isShallow(value, maxContextDepth))
-        context.addIssue({ code: "custom", message: `must not be nested more than ${maxContextDepth} levels deep` });
-    })
+  context: shallow(z.record(z.string(), z.unknown()))
     .optional()
     .describe("data for the agent, any JSON object"),
   user_id: plainText(255).min(1).optional().describe("whom the query is for; returned everywhere, filterable"),
@@ -81,7 +72,18 @@ const settings = {
     .positive()
     .max(1_000_000)
     .optional()
-    .describe("the run ends when its model calls have cost this much"),
+    .describe(
+      "what its model calls may cost: the worst case of each is set aside before it; at the cap the agent wraps up, or waits (`budget.at_cap`)",
+    ),
+  budget: z
+    .strictObject({
+      actions: z.number().min(0).max(1_000_000_000).optional().describe("points its tool calls may take together (default: the agent's)"),
+      at_cap: z
+        .enum(["stop", "pause"])
+        .optional()
+        .describe("`stop`: wrap up and end; `pause`: wait until `POST /query/{id}/budget` raises it (default: the agent's, else `stop`)"),
+    })
+    .optional(),
   priority: z.int().min(0).max(9).optional().describe("9 is the most urgent").meta({ default: 0 }),
   delay_seconds: z
     .number()
@@ -118,7 +120,7 @@ export const submitBody = z
   .strictObject({
     query: queryText.describe("what the agent is to do"),
     ...settings,
-    events: eventsOf(queryMessageTypes).optional().describe("which ends the callback hears of (default: every one)"),
+    events: eventsOf(queryMessageTypes).optional().describe("what the callback hears of (default: every end; not `query.waiting`)"),
   })
   .meta({ id: "Submit", examples: [example] });
 export type SubmitBody = z.infer<typeof submitBody>;
@@ -176,13 +178,3 @@ export type AcceptedAnswer = z.infer<typeof accepted>;
 export const batchAccepted = z
   .object({ batch_id: wireId("batch"), status: z.enum(batchStatuses), total: z.int(), check_url: z.string() })
   .meta({ id: "BatchAccepted" });
-
-const maxContextDepth = 100;
-
-/** Whether JSON is nested at most `depth` levels deep: what is deeper overflows the stack of whoever writes it. */
-function isShallow(value: unknown, depth: number): boolean {
-  if (value === null || typeof value !== "object") return true;
-  if (depth === 0) return false;
-  for (const part of Object.values(value)) if (!isShallow(part, depth - 1)) return false;
-  return true;
-}

@@ -3,8 +3,13 @@ import type { Pool, Queryable } from "@drover/storage";
 import { type CancelAnswer, cancelRuns, closeBatches } from "./moves.ts";
 
 /** Cancels one run. null: the tenant has none of that id. Harmless when repeated, and when it is final already. */
-export async function cancelRun(db: Queryable, tenant: string, id: string): Promise<CancelAnswer | null> {
-  const [answer] = await cancelRuns(db, tenant, [id]);
+export async function cancelRun(
+  db: Queryable,
+  tenant: string,
+  id: string,
+  actor: string,
+): Promise<CancelAnswer | null> {
+  const [answer] = await cancelRuns(db, tenant, [id], actor);
   if (answer?.batchId && answer.status === "cancelled") await closeBatches(db, [answer.batchId]);
   return answer ?? null;
 }
@@ -12,7 +17,7 @@ export async function cancelRun(db: Queryable, tenant: string, id: string): Prom
 const chunk = 1000;
 
 /** Cancels every open run of a batch. False: the tenant has no batch of that id. A crash in between leaves the flag, and the call can be repeated. */
-export async function cancelBatch(pool: Pool, tenant: string, batchId: string): Promise<boolean> {
+export async function cancelBatch(pool: Pool, tenant: string, batchId: string, actor: string): Promise<boolean> {
   const { rowCount } = await pool.query(
     "UPDATE batches SET cancel_requested_at = coalesce(cancel_requested_at, now()) WHERE tenant = $1 AND id = $2",
     [tenant, batchId],
@@ -29,6 +34,7 @@ export async function cancelBatch(pool: Pool, tenant: string, batchId: string): 
       pool,
       tenant,
       rows.map((row) => row.id),
+      actor,
     );
     after = rows.at(-1)!.batch_index;
   }

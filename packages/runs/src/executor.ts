@@ -6,35 +6,52 @@ import { join } from "node:path";
 import { setImmediate as nextTurn } from "node:timers/promises";
 import {
   type AgentDefinition,
+  approvalsOf,
   backoffMs,
   early,
   type FinalData,
   fold,
   type LogEvent,
+  type LoopOptions,
   type LoopOutcome,
   latestText,
   modelProblem,
   type NewEvent,
+  type Policy,
+  planRollback,
   RunControl,
   type RunFailure,
   type RunState,
   runLoop,
   type StopCause,
   type ToolRegistry,
+  waitingOf,
 } from "@drover/harness";
 import { uuidv7 } from "@drover/protocol";
 import type { Signals } from "@drover/queue";
 import { type Blobs, createBatcher, faultOf, type Pool, throughOutages } from "@drover/storage";
 import type { Logger } from "@drover/telemetry";
+import type { BudgetOf } from "./budget.ts";
 import type { Liveness } from "./liveness.ts";
 import { encodeData, LostOwnershipError, type RunLogWriter, readLogs } from "./log.ts";
-import { type ClaimedRun, type Leaving, type Left, leaveRuns, nothingLeft, readLeft } from "./moves.ts";
+import {
+  type ClaimedRun,
+  type Leaving,
+  type Left,
+  leaveRuns,
+  nothingLeft,
+  type Parking,
+  parkRun,
+  readLeft,
+} from "./moves.ts";
 
 /** The agents and models of this process. */
 export interface AgentSource {
   agent(name: string): AgentDefinition | undefined;
   model(id: string | undefined): Parameters<typeof runLoop>[0]["model"];
   tools: ToolRegistry;
+  /** Of the whole configuration; an agent may have more. */
+  policies: readonly Policy[];
 }
 
 /** What happens, for metrics; must not throw. */
@@ -53,6 +70,7 @@ export interface ExecutorOptions {
   signals: Signals;
   logger: Logger;
   append: RunLogWriter;
+  budgets: BudgetOf;
   agents: AgentSource;
   liveness: Pick<Liveness, "workerId" | "whenFresh">;
   /** Folder of the runs' workspaces. */
@@ -81,6 +99,7 @@ export class Executor {
   readonly #strays = new Map<string, bigint>();
   readonly #load: (run: ClaimedRun) => Promise<LogEvent[]>;
   readonly #leave: (op: Leaving) => Promise<Left | null>;
+  readonly #park: (op: Parking) => Promise<Left | null>;
   #draining = false;
 
   constructor(options: ExecutorOptions) {
@@ -103,6 +122,14 @@ export class Executor {
       key: (op) => op.runId,
       execute: async (ops) => inOrder(ops, await leaveRuns(pool, ops)),
       recover: async (ops) => inOrder(ops, await readLeft(pool, ops)).map((left) => left ?? undefined),
+      signal,
+    });
+    this.#park = createBatcher<Parking, Left | null>({
+      key: (op) => op.runId,
+      execute: (ops) => Promise.all(ops.map((op) => parkRun(pool, op))),
+      recover: async (ops) => inOrder(ops, await readLeft(pool, ops)).map((left) => left ?? undefined),
+      // Each is a transaction of its own, and takes a connection.
+      max: 5,
       signal,
     });
   }
@@ -250,7 +277,7 @@ export class Executor {
   }
 
   async #turns(run: ClaimedRun, state: RunState, control: RunControl): Promise<LoopOutcome> {
-    const { agents, append, signals, liveness, observer, workspaces, partialEveryMs } = this.#options;
+    const { agents, append, budgets, signals, liveness, observer, workspaces, partialEveryMs } = this.#options;
     const agent = agents.agent(run.agent);
     if (!agent)
       return early(
@@ -258,24 +285,35 @@ export class Executor {
         "invalid_input",
         `This worker has no agent "${run.agent}"; is its configuration older than the API's?`,
       );
-    let model: ReturnType<AgentSource["model"]>;
+    let way: Way;
     try {
-      model = agents.model(state.input.model ?? agent.model);
+      way = run.ofRun === null ? this.#queryWay(run, agent, state) : await this.#rollbackWay(run, run.ofRun, state);
     } catch (error) {
+      if (faultOf(error) === "unavailable") throw error;
       return early(state, modelProblem(error), (error as Error).message);
     }
+    const budget = budgets(run, control.signal);
+    const startedAt = performance.now();
     return await runLoop({
+      ...way,
       runId: run.id,
       tenant: run.tenant,
       workspace: join(workspaces, run.tenant, run.id),
-      agent,
-      model,
-      toolbox: agents.tools.boxFor(agent),
+      agentName: run.agent,
+      approvals: approvalsOf(agent),
+      asking: "park",
+      budget,
+      onBudget: state.input.on_budget ?? agent.onBudget ?? "stop",
       state,
       control,
       partialEveryMs,
-      append: async (event) => {
-        const { cancelRequested } = await append({ runId: run.id, epoch: run.epoch, tenant: run.tenant, event });
+      now: () => run.claimedAtMs + (performance.now() - startedAt),
+      append: async (event, audit) => {
+        const settles = budget.held && event.type === "model.call";
+        const { id: runId, epoch, tenant } = run;
+        const { cancelRequested, capped } = await append({ runId, epoch, tenant, event, audit, settles });
+        if (settles) budget.charged();
+        budget.capped = capped;
         if (cancelRequested) control.stop("cancelled");
         signals.news(run.id);
         observer?.logged?.(run, event);
@@ -283,6 +321,25 @@ export class Executor {
       assertOwned: () => liveness.whenFresh(control.signal),
       onText: (text) => signals.delta(run.id, run.epoch, text),
     });
+  }
+
+  #queryWay(run: ClaimedRun, agent: AgentDefinition, state: RunState): Way {
+    const { agents } = this.#options;
+    return {
+      agent,
+      model: agents.model(state.input.model ?? agent.model),
+      toolbox: agents.tools.boxFor(run.agent, agent, state.input.permissions),
+      policies: [...agents.policies, ...(agent.policies ?? [])],
+    };
+  }
+
+  /** A rollback is the same loop: a planner in the model's place, and tools that undo. */
+  async #rollbackWay(run: ClaimedRun, ofRun: string, state: RunState): Promise<Way> {
+    const { agents, pool, blobs } = this.#options;
+    const logs = await readLogs(pool, blobs, { tenant: run.tenant, runIds: [ofRun] });
+    const { agent, model, registry, iterations } = planRollback(fold(logs.get(ofRun) ?? []), agents.tools);
+    state.input.max_iterations = iterations;
+    return { agent, model, toolbox: registry.boxFor(run.agent, agent), policies: [] };
   }
 
   async #settle(
@@ -293,29 +350,32 @@ export class Executor {
     control: RunControl,
   ): Promise<Left | null> {
     if (control.cause === "lost") return null;
-    const { blobs, liveness, signals, signal } = this.#options;
-    const leaving = leavingOf(outcome, state, attempt, liveness.workerId);
+    const { blobs, liveness, signals, signal, agents } = this.#options;
+    const encode = (data: unknown) => throughOutages(() => encodeData(blobs, run.tenant, data), signal);
     const kept: FinalData = { output: latestText(state), stop_reason: null, error: null };
-    const left = await this.#leave({
-      runId: run.id,
-      epoch: run.epoch,
-      eventId: uuidv7(),
-      status: leaving.status,
-      stopReason: leaving.stopReason,
-      eventType: leaving.event.type,
-      data: await throughOutages(() => encodeData(blobs, run.tenant, leaving.event.data), signal),
-      cancelledData: await throughOutages(() => encodeData(blobs, run.tenant, kept), signal),
-      delayMs: leaving.delayMs,
-      attempt: leaving.attempt,
-    });
+    const base = { runId: run.id, epoch: run.epoch, eventId: uuidv7(), cancelledData: await encode(kept) };
+    let left: Left | null;
+    if (outcome.kind === "park") {
+      const waiting = waitingOf(state, outcome);
+      const level = outcome.waitingFor === "budget" ? outcome.level : null;
+      const data = await encode(waiting);
+      left = await this.#park({ ...base, waitingFor: outcome.waitingFor, level, raises: state.raises, data });
+    } else {
+      const { event, ...leaving } = leavingOf(outcome, state, attempt, liveness.workerId);
+      const rollback = run.kind === "query" && agents.agent(run.agent)?.onFailure === "rollback";
+      left = await this.#leave({ ...base, ...leaving, eventType: event.type, data: await encode(event.data), rollback });
+    }
     if (left) signals.news(run.id);
     return left;
   }
 }
 
+/** Who acts, with what, under which policies. */
+type Way = Pick<LoopOptions, "agent" | "model" | "toolbox" | "policies">;
+
 /** How an outcome of the loop leaves the worker. */
 function leavingOf(
-  outcome: LoopOutcome,
+  outcome: Exclude<LoopOutcome, { kind: "park" }>,
   state: RunState,
   attempt: number,
   worker: string,
@@ -333,8 +393,8 @@ function leavingOf(
       return {
         status: "queued",
         stopReason: null,
-        event: { type: "run.handed_over", data: { worker } },
-        delayMs: 0,
+        event: { type: "run.handed_over", data: { worker, ...(outcome.delayMs && { delay_ms: outcome.delayMs }) } },
+        delayMs: outcome.delayMs ?? 0,
         attempt: null,
       };
     case "retry": {
@@ -355,7 +415,7 @@ function leavingOf(
   }
 }
 
-function inOrder(ops: Leaving[], found: Left[]): (Left | null)[] {
+function inOrder(ops: { runId: string }[], found: Left[]): (Left | null)[] {
   const byRun = new Map(found.map((left) => [left.runId, left]));
   return ops.map((op) => byRun.get(op.runId) ?? null);
 }

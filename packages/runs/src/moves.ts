@@ -1,11 +1,12 @@
 /**
  * Every statement that changes a run's status, and no other file has one. Each is guarded by the status (and by the epoch, for
  * an owner), appends the event and the message owed in the same statement, and reads the cancel flag in it. Statements over
- * many runs take their rows in the order of their ids.
+ * many runs take their rows in the order of their ids. It is longer than other files because there is only one of it.
  */
 import type { FinalData } from "@drover/harness";
 import { uuidv7 } from "@drover/protocol";
-import type { Queryable } from "@drover/storage";
+import { type Pool, type Queryable, transaction } from "@drover/storage";
+import { isCapped } from "./budget-sql.ts";
 import { logVersion, waitForWriters } from "./log.ts";
 import type { Status } from "./state.ts";
 
@@ -27,8 +28,13 @@ export interface NewRun {
   callbackUrl: string | null;
   callbackEvents: string[] | null;
   metadata: Record<string, string>;
+  sessionId: string | null;
+  /** Who submitted it: the id of an API key. */
+  submittedBy: string | null;
   /** Encoded data of `run.queued`. */
   data: string;
+  /** Names what was asked in the audit trail; null: its batch stands there. */
+  hash: string | null;
   idempotency: { key: string; bodyHash: Buffer } | null;
 }
 
@@ -41,9 +47,9 @@ export async function insertRuns(db: Queryable, runs: NewRun[]): Promise<Set<str
     `WITH input AS (
        SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::uuid[], $6::int[], $7::smallint[], $8::bigint[],
          $9::bigint[], $10::int[], $11::int[], $12::timestamptz[], $13::text[], $14::text[], $15::text[], $16::text[], $17::uuid[],
-         $18::text[], $19::bytea[])
+         $18::text[], $19::bytea[], $20::uuid[], $21::text[], $22::text[])
        AS i(id, tenant, agent, user_id, batch_id, batch_index, priority, tag, delay_ms, soft_ms, hard_ms, deadline, callback_url,
-            callback_events, metadata, data, event_id, key, body_hash)),
+            callback_events, metadata, data, event_id, key, body_hash, session_id, submitted_by, hash)),
      won AS (
        INSERT INTO idempotency_keys AS k (tenant, key, body_hash, run_id)
        SELECT tenant, key, body_hash, id FROM input WHERE key IS NOT NULL ORDER BY tenant, key
@@ -53,14 +59,19 @@ export async function insertRuns(db: Queryable, runs: NewRun[]): Promise<Set<str
        RETURNING run_id),
      made AS (
        INSERT INTO runs (id, tenant, agent, user_id, batch_id, batch_index, priority, tag, woken, available_at, soft_ms, hard_ms,
-                         deadline, callback_url, callback_events, metadata, log_version)
+                         deadline, callback_url, callback_events, metadata, log_version, session_id, submitted_by)
        SELECT id, tenant, agent, user_id, batch_id, batch_index, priority, tag, delay_ms = 0, now() + delay_ms * interval '1 ms',
-              soft_ms, hard_ms, deadline, callback_url, callback_events::text[], metadata::jsonb, ${logVersion}
+              soft_ms, hard_ms, deadline, callback_url, callback_events::text[], metadata::jsonb, ${logVersion}, session_id,
+              submitted_by
        FROM input WHERE key IS NULL OR id IN (SELECT run_id FROM won)
        RETURNING id),
      logged AS (
        INSERT INTO run_events (run_id, seq, type, data, event_id)
-       SELECT id, 1, 'run.queued', data::json, event_id FROM input WHERE id IN (SELECT id FROM made))
+       SELECT id, 1, 'run.queued', data::json, event_id FROM input WHERE id IN (SELECT id FROM made)),
+     audited AS (
+       INSERT INTO audit_entries (tenant, actor, action, run_id, data)
+       SELECT tenant, coalesce(submitted_by, 'system'), 'query.submitted', id, json_build_object('agent', agent, 'input', hash)
+       FROM input WHERE hash IS NOT NULL AND id IN (SELECT id FROM made))
      SELECT id FROM made`,
     [
       runs.map((r) => r.id),
@@ -82,6 +93,9 @@ export async function insertRuns(db: Queryable, runs: NewRun[]): Promise<Set<str
       runs.map(() => uuidv7()),
       runs.map((r) => r.idempotency?.key ?? null),
       runs.map((r) => r.idempotency?.bodyHash ?? null),
+      runs.map((r) => r.sessionId),
+      runs.map((r) => r.submittedBy),
+      runs.map((r) => r.hash),
     ],
   );
   return new Set(rows.map((row) => row.id));
@@ -101,6 +115,13 @@ export interface ClaimedRun {
   softInMs: number;
   hardInMs: number;
   deadlineInMs: number | null;
+  kind: "query" | "rollback";
+  ofRun: string | null;
+  sessionId: string | null;
+  /** Its tenant or session has a cap of money. */
+  capped: boolean;
+  /** The database's clock at the claim, ms since 1970. */
+  claimedAtMs: number;
   /** How long it had been due. */
   waitedMs: number;
   /** How long ago it was accepted. */
@@ -120,11 +141,17 @@ interface ClaimRow {
   soft_in: number;
   hard_in: number;
   deadline_in: number | null;
+  kind: "query" | "rollback";
+  of_run: string | null;
+  session_id: string | null;
+  capped: boolean;
+  claimed_at_ms: number;
   waited: number;
   age: number;
 }
 
-const claimColumns = `r.id, r.tenant, r.agent, r.epoch, r.attempt, r.priority, r.tag, r.wake, r.last_seq,
+const claimColumns = `r.id, r.tenant, r.agent, r.epoch, r.attempt, r.priority, r.tag, r.wake, r.last_seq, r.kind, r.of_run, r.session_id,
+  ${isCapped} AS capped, (extract(epoch FROM r.claimed_at) * 1000)::float8 AS claimed_at_ms,
   (extract(epoch FROM r.soft_at - r.claimed_at) * 1000)::float8 AS soft_in,
   (extract(epoch FROM r.hard_at - r.claimed_at) * 1000)::float8 AS hard_in,
   (extract(epoch FROM r.deadline - r.claimed_at) * 1000)::float8 AS deadline_in,
@@ -187,9 +214,12 @@ export async function readClaims(db: Queryable, worker: string, ids: string[]): 
 }
 
 function claimedRun(row: ClaimRow): ClaimedRun {
-  const { last_seq, soft_in, hard_in, deadline_in, waited, age, ...same } = row;
+  const { last_seq, soft_in, hard_in, deadline_in, waited, age, of_run, session_id, claimed_at_ms, ...same } = row;
   return {
     ...same,
+    ofRun: of_run,
+    sessionId: session_id,
+    claimedAtMs: claimed_at_ms,
     lastSeq: last_seq,
     softInMs: soft_in,
     hardInMs: hard_in,
@@ -215,6 +245,8 @@ export interface Leaving {
   delayMs: number;
   /** The attempt clients see from now on; null leaves it. */
   attempt: number | null;
+  /** What it did is to be undone, should it end as `failed` or `partial`. */
+  rollback?: boolean;
 }
 
 /** What became of a run that was let go of. */
@@ -229,6 +261,8 @@ export interface Left {
   tag: number;
   wake: number;
   woken: boolean;
+  /** A rollback is to be made. */
+  rollbackOwed: boolean;
 }
 
 interface LeftRow {
@@ -242,14 +276,21 @@ interface LeftRow {
   tag: number;
   wake: number;
   woken: boolean;
+  rollback: "owed" | "made" | null;
 }
 
-const leftColumns = "id, agent, status, stop_reason, last_seq, batch_id, priority, tag, wake, woken";
+const leftColumns = "id, agent, status, stop_reason, last_seq, batch_id, priority, tag, wake, woken, rollback";
 
 function left(row: LeftRow): Left {
-  const { id, last_seq, batch_id, stop_reason, ...same } = row;
-  return { ...same, runId: id, seq: last_seq, batchId: batch_id, stopReason: stop_reason };
+  const { id, last_seq, batch_id, stop_reason, rollback, ...same } = row;
+  return { ...same, runId: id, seq: last_seq, batchId: batch_id, stopReason: stop_reason, rollbackOwed: rollback === "owed" };
 }
+
+/** Questions of runs that end are closed with them. `moved` is the CTE that ends them. */
+const closeQuestions = `closed AS (
+       UPDATE approvals a SET status = 'expired', decided_at = now(), decided_by = 'system',
+         decision = '{"decision":"expire","by":"system","note":"the run ended"}'
+       FROM moved m WHERE a.run_id = m.id AND a.status = 'pending' AND m.status IN ${finals})`;
 
 /** The status a run gets: what its owner says, unless somebody has asked for its cancel. */
 const leavingStatus = "CASE WHEN r.cancel_requested_at IS NULL THEN i.status ELSE 'cancelled' END";
@@ -266,13 +307,15 @@ export async function leaveRuns(db: Queryable, ops: Leaving[], from: "owned" | "
   const { rows } = await db.query<LeftRow>(
     `WITH input AS (
        SELECT * FROM unnest($1::uuid[], $2::int[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
-         $9::bigint[], $10::int[], $11::uuid[])
-       AS i(id, epoch, event_id, status, stop_reason, type, data, cancelled_data, delay_ms, attempt, message_id)),
+         $9::bigint[], $10::int[], $11::uuid[], $12::boolean[])
+       AS i(id, epoch, event_id, status, stop_reason, type, data, cancelled_data, delay_ms, attempt, message_id, rollback)),
      moved AS (
        UPDATE runs r SET
          status = ${leavingStatus},
          stop_reason = CASE WHEN r.cancel_requested_at IS NULL THEN i.stop_reason END,
          waiting_for = NULL,
+         waiting_level = NULL,
+         rollback = CASE WHEN i.rollback AND ${leavingStatus} IN ('failed', 'partial') THEN 'owed' ELSE r.rollback END,
          worker = NULL,
          finished_at = CASE WHEN ${leavingStatus} <> 'queued' THEN now() END,
          available_at = CASE WHEN i.status = 'queued' THEN now() + i.delay_ms * interval '1 ms' ELSE r.available_at END,
@@ -282,7 +325,7 @@ export async function leaveRuns(db: Queryable, ops: Leaving[], from: "owned" | "
          active_ms = r.active_ms + CASE WHEN r.status = 'running' THEN (extract(epoch FROM now() - r.claimed_at) * 1000)::bigint ELSE 0 END,
          last_seq = r.last_seq + 1
        FROM input i WHERE r.id = i.id AND r.epoch = i.epoch AND ${guard}
-       RETURNING r.id, r.agent, r.tenant, r.status, r.stop_reason, r.last_seq, r.batch_id, r.priority, r.tag, r.wake, r.woken,
+       RETURNING r.id, r.agent, r.tenant, r.status, r.stop_reason, r.last_seq, r.batch_id, r.priority, r.tag, r.wake, r.woken, r.rollback,
                  r.status = 'cancelled' AND i.status <> 'cancelled' AS overruled,
                  i.type, i.data, i.cancelled_data, i.event_id, i.message_id),
      logged AS (
@@ -291,7 +334,8 @@ export async function leaveRuns(db: Queryable, ops: Leaving[], from: "owned" | "
               (CASE WHEN overruled THEN cancelled_data ELSE data END)::json, event_id FROM moved),
      owed AS (
        INSERT INTO messages (id, tenant, type, run_id)
-       SELECT message_id, tenant, 'query.' || status, id FROM moved WHERE status IN ${finals})
+       SELECT message_id, tenant, 'query.' || status, id FROM moved WHERE status IN ${finals}),
+     ${closeQuestions}
      SELECT ${leftColumns} FROM moved`,
     [
       ops.map((op) => op.runId),
@@ -305,13 +349,14 @@ export async function leaveRuns(db: Queryable, ops: Leaving[], from: "owned" | "
       ops.map((op) => op.delayMs),
       ops.map((op) => op.attempt),
       ops.map(() => uuidv7()),
+      ops.map((op) => op.rollback ?? false),
     ],
   );
   return rows.map(left);
 }
 
 /** Those of `ops` whose leaving is committed although its answer was lost: found by event id. */
-export async function readLeft(db: Queryable, ops: Leaving[]): Promise<Left[]> {
+export async function readLeft(db: Queryable, ops: Pick<Leaving, "runId" | "eventId">[]): Promise<Left[]> {
   await waitForWriters(
     db,
     ops.map((op) => op.runId),
@@ -328,6 +373,149 @@ export async function readLeft(db: Queryable, ops: Leaving[]): Promise<Left[]> {
   return rows.map(left);
 }
 
+/** How an owner parks a run. */
+export interface Parking {
+  runId: string;
+  epoch: number;
+  eventId: string;
+  waitingFor: "approval" | "budget";
+  level: string | null;
+  /** Raises of its caps that the owner knew of. */
+  raises: number;
+  /** Encoded data of `run.waiting`. */
+  data: string;
+  cancelledData: string;
+}
+
+/**
+ * running -> waiting; or queued, when what it would wait for has been decided meanwhile; or cancelled. Two statements of one transaction:
+ * whoever decides locks the run first, so what the second one sees open stays open until the run waits for it. null: it was not its any more.
+ */
+export async function parkRun(pool: Pool, op: Parking): Promise<Left | null> {
+  return await transaction(pool, async (tx) => {
+    const { rowCount } = await tx.query(
+      "SELECT FROM runs WHERE id = $1 AND epoch = $2 AND status = 'running' FOR UPDATE",
+      [op.runId, op.epoch],
+    );
+    if (rowCount === 0) return null;
+    const { rows } = await tx.query<LeftRow>(
+      `WITH target AS (
+         SELECT r.id, CASE WHEN r.cancel_requested_at IS NOT NULL THEN 'cancelled' WHEN ${stillOpen} THEN 'waiting' ELSE 'queued' END AS to
+         FROM runs r WHERE r.id = $1),
+       moved AS (
+         UPDATE runs r SET
+           status = t.to,
+           waiting_for = CASE WHEN t.to = 'waiting' THEN $3 END,
+           waiting_level = CASE WHEN t.to = 'waiting' THEN $5 END,
+           waiting_since = CASE WHEN t.to = 'waiting' THEN now() ELSE r.waiting_since END,
+           worker = NULL,
+           finished_at = CASE WHEN t.to = 'cancelled' THEN now() END,
+           available_at = CASE WHEN t.to = 'queued' THEN now() ELSE r.available_at END,
+           woken = t.to = 'queued',
+           wake = r.wake + CASE WHEN t.to = 'queued' THEN 1 ELSE 0 END,
+           active_ms = r.active_ms + (extract(epoch FROM now() - r.claimed_at) * 1000)::bigint,
+           last_seq = r.last_seq + 1
+         FROM target t WHERE r.id = t.id
+         RETURNING r.*),
+       logged AS (
+         INSERT INTO run_events (run_id, seq, type, data, event_id)
+         SELECT id, last_seq, CASE status WHEN 'waiting' THEN 'run.waiting' WHEN 'queued' THEN 'run.resumed' ELSE 'run.cancelled' END,
+                CASE status WHEN 'waiting' THEN $6::json WHEN 'queued' THEN json_build_object('waited_for', $3::text) ELSE $7::json END, $2
+         FROM moved),
+       owed AS (
+         INSERT INTO messages (id, tenant, type, run_id, seq)
+         SELECT uuidv7_now(), tenant, 'query.' || status, id, CASE status WHEN 'waiting' THEN last_seq END FROM moved WHERE status <> 'queued'),
+       ${closeQuestions}
+       SELECT ${leftColumns} FROM moved`,
+      [op.runId, op.eventId, op.waitingFor, op.raises, op.level, op.data, op.cancelledData],
+    );
+    return rows[0] ? left(rows[0]) : null;
+  });
+}
+
+/** Whether what the run `r` parks for ($3, its owner knowing of $4 raises) is still open. */
+const stillOpen = `CASE $3::text
+  WHEN 'approval' THEN EXISTS (SELECT FROM approvals a WHERE a.run_id = r.id AND a.status = 'pending')
+  ELSE r.budget_raises <= $4::int END`;
+
+/**
+ * waiting -> queued for those of `ids` that have nothing open any more (`approval`), or whose cap was raised (`budget`). Lock the runs
+ * first, in a statement of its own, and close what they wait for in the same transaction.
+ */
+export async function resumeRuns(db: Queryable, ids: string[]): Promise<Left[]> {
+  const { rows } = await db.query<LeftRow>(
+    `WITH moved AS (
+       UPDATE runs r SET status = 'queued', waiting_for = NULL, waiting_level = NULL, available_at = now(), woken = true,
+         wake = r.wake + 1, last_seq = r.last_seq + 1
+       FROM (SELECT id, waiting_for AS waited_for FROM runs r
+             WHERE id = ANY($1::uuid[]) AND status = 'waiting'
+               AND (waiting_for <> 'approval' OR NOT EXISTS (SELECT FROM approvals a WHERE a.run_id = r.id AND a.status = 'pending'))
+             ORDER BY id FOR UPDATE) due
+       WHERE r.id = due.id
+       RETURNING r.*, due.waited_for),
+     logged AS (
+       INSERT INTO run_events (run_id, seq, type, data, event_id)
+       SELECT id, last_seq, 'run.resumed', json_build_object('waited_for', waited_for), gen_random_uuid() FROM moved)
+     SELECT ${leftColumns} FROM moved`,
+    [ids],
+  );
+  return rows.map(left);
+}
+
+/**
+ * Waiting runs that nothing holds any more although nobody moved them: every question is decided; or the cap they stood at was
+ * changed, or belongs to a day or month that is over.
+ */
+export async function findResumable(db: Queryable, most: number): Promise<string[]> {
+  const { rows } = await db.query<{ id: string }>(
+    `SELECT r.id FROM runs r WHERE r.status = 'waiting' AND r.waiting_for = 'approval'
+       AND NOT EXISTS (SELECT FROM approvals a WHERE a.run_id = r.id AND a.status = 'pending')
+     UNION ALL
+     SELECT r.id FROM runs r LEFT JOIN budgets b ON b.tenant = r.tenant
+     WHERE r.status = 'waiting' AND r.waiting_for = 'budget' AND r.waiting_level IN ('session', 'tenant_day', 'tenant_month')
+       AND (b.tenant IS NULL OR b.changed_at >= r.waiting_since
+         OR (r.waiting_level = 'tenant_day' AND date_trunc('day', now() AT TIME ZONE 'UTC') > r.waiting_since AT TIME ZONE 'UTC')
+         OR (r.waiting_level = 'tenant_month' AND date_trunc('month', now() AT TIME ZONE 'UTC') > r.waiting_since AT TIME ZONE 'UTC'))
+     LIMIT $1`,
+    [most],
+  );
+  return rows.map((row) => row.id);
+}
+
+/** A rollback has time of its own, however little its run had. */
+const rollbackLimitsMs = { soft: 1_500_000, hard: 1_800_000 };
+
+/**
+ * nothing -> queued for the rollbacks that are owed: a run of its own for each, once. `ids`: only of these runs. Returns the new runs by the
+ * id of the run they undo.
+ */
+export async function makeRollbacks(db: Queryable, ids: string[] | "all"): Promise<(Left & { ofRun: string })[]> {
+  const { rows } = await db.query<LeftRow & { of_run: string }>(
+    `WITH owed AS (
+       SELECT * FROM runs WHERE rollback = 'owed' AND ($1::uuid[] IS NULL OR id = ANY($1::uuid[]))
+       ORDER BY id LIMIT 100 FOR UPDATE SKIP LOCKED),
+     settled AS (UPDATE runs r SET rollback = 'made' FROM owed WHERE r.id = owed.id),
+     made AS (
+       INSERT INTO runs (id, tenant, agent, user_id, kind, of_run, priority, tag, woken, available_at, soft_ms, hard_ms, callback_url,
+                         callback_events, metadata, log_version, submitted_by)
+       SELECT uuidv7_now(), tenant, agent, user_id, 'rollback', id, priority, tag, true, now(), $2, $3, callback_url, callback_events,
+              metadata, ${logVersion}, submitted_by
+       FROM owed ON CONFLICT DO NOTHING
+       RETURNING *),
+     logged AS (
+       INSERT INTO run_events (run_id, seq, type, data, event_id)
+       SELECT id, 1, 'run.queued', json_build_object(
+           'query', 'Undo what run_' || replace(of_run::text, '-', '') || ' did.', 'agent', agent, 'max_iterations', 1000,
+           'limits', json_build_object('soft_seconds', $2 / 1000, 'hard_seconds', $3 / 1000),
+           'retry', json_build_object('max_attempts', 3, 'backoff_ms', 1000, 'max_backoff_ms', 60000),
+           'of_run', 'run_' || replace(of_run::text, '-', '')), gen_random_uuid()
+       FROM made)
+     SELECT ${leftColumns}, of_run FROM made`,
+    [ids === "all" ? null : ids, rollbackLimitsMs.soft, rollbackLimitsMs.hard],
+  );
+  return rows.map(({ of_run, ...row }) => ({ ...left(row), ofRun: of_run }));
+}
+
 export interface CancelAnswer {
   runId: string;
   status: Status;
@@ -342,7 +530,12 @@ export const nothingLeft: FinalData = { output: null, stop_reason: null, error: 
  * queued/waiting -> cancelled; running gets its flag, an event, and its worker is told (NOTIFY `drover_control`). Final runs
  * answer with what won. Repeating is harmless. Runs of another tenant are not in the answer.
  */
-export async function cancelRuns(db: Queryable, tenant: string, ids: string[]): Promise<CancelAnswer[]> {
+export async function cancelRuns(
+  db: Queryable,
+  tenant: string,
+  ids: string[],
+  actor: string,
+): Promise<CancelAnswer[]> {
   const { rows } = await db.query<{ id: string; status: Status; cancel: boolean; batch_id: string | null }>(
     `WITH target AS (
        SELECT id, status, cancel_requested_at, batch_id FROM runs WHERE tenant = $1 AND id = ANY($2::uuid[]) ORDER BY id FOR UPDATE),
@@ -350,6 +543,7 @@ export async function cancelRuns(db: Queryable, tenant: string, ids: string[]): 
        UPDATE runs r SET
          status = CASE WHEN r.status = 'running' THEN 'running' ELSE 'cancelled' END,
          waiting_for = NULL,
+         waiting_level = NULL,
          cancel_requested_at = now(),
          finished_at = CASE WHEN r.status = 'running' THEN NULL ELSE now() END,
          last_seq = r.last_seq + 1
@@ -363,10 +557,14 @@ export async function cancelRuns(db: Queryable, tenant: string, ids: string[]): 
      owed AS (
        INSERT INTO messages (id, tenant, type, run_id)
        SELECT uuidv7_now(), tenant, 'query.cancelled', id FROM moved WHERE status = 'cancelled'),
+     ${closeQuestions},
+     audited AS (
+       INSERT INTO audit_entries (tenant, actor, action, run_id, data)
+       SELECT tenant, $4, 'query.cancelled', id, json_build_object('while', status) FROM moved),
      told AS MATERIALIZED (SELECT pg_notify('drover_control', id::text) FROM moved WHERE status = 'running')
      SELECT t.id, coalesce(m.status, t.status) AS status, t.batch_id, t.status = 'running' AS cancel, (SELECT count(*) FROM told)
      FROM target t LEFT JOIN moved m USING (id)`,
-    [tenant, ids, JSON.stringify(nothingLeft)],
+    [tenant, ids, JSON.stringify(nothingLeft), actor],
   );
   return rows.map((row) => ({ runId: row.id, status: row.status, cancelRequested: row.cancel, batchId: row.batch_id }));
 }
@@ -387,7 +585,7 @@ export async function takeOver(db: Queryable, most: number): Promise<Left[]> {
          crashes = r.crashes + 1, active_ms = r.active_ms + (extract(epoch FROM now() - r.claimed_at) * 1000)::bigint,
          last_seq = r.last_seq + 1
        FROM lost WHERE r.id = lost.id
-       RETURNING r.id, r.agent, r.status, r.stop_reason, r.last_seq, r.batch_id, r.priority, r.tag, r.wake, r.woken, lost.worker AS lost_worker),
+       RETURNING r.id, r.agent, r.status, r.stop_reason, r.last_seq, r.batch_id, r.priority, r.tag, r.wake, r.woken, r.rollback, lost.worker AS lost_worker),
      logged AS (
        INSERT INTO run_events (run_id, seq, type, data, event_id)
        SELECT id, last_seq, 'run.rescued', json_build_object('worker', lost_worker), gen_random_uuid() FROM moved)
@@ -407,7 +605,7 @@ export async function wakeDue(
      FROM (SELECT id FROM runs WHERE status = 'queued' AND NOT woken AND available_at <= now()
            ORDER BY available_at LIMIT $1 FOR UPDATE SKIP LOCKED) due
      WHERE r.id = due.id
-     RETURNING r.id, r.agent, r.status, r.stop_reason, r.last_seq, r.batch_id, r.priority, r.tag, r.wake, r.woken, r.tenant, r.started_at IS NULL AS never_started`,
+     RETURNING r.id, r.agent, r.status, r.stop_reason, r.last_seq, r.batch_id, r.priority, r.tag, r.wake, r.woken, r.rollback, r.tenant, r.started_at IS NULL AS never_started`,
     [most],
   );
   return rows.map(({ tenant, never_started, ...row }) => ({ ...left(row), tenant, neverStarted: never_started }));
@@ -419,7 +617,7 @@ export async function rewake(db: Queryable, lost: { runId: string; wake: number 
   const { rows } = await db.query<LeftRow>(
     `UPDATE runs r SET wake = r.wake + 1 FROM unnest($1::uuid[], $2::int[]) AS i(id, wake)
      WHERE r.id = i.id AND r.wake = i.wake AND r.status = 'queued' AND r.woken
-     RETURNING r.id, r.agent, r.status, r.stop_reason, r.last_seq, r.batch_id, r.priority, r.tag, r.wake, r.woken`,
+     RETURNING r.id, r.agent, r.status, r.stop_reason, r.last_seq, r.batch_id, r.priority, r.tag, r.wake, r.woken, r.rollback`,
     [runs.map((run) => run.runId), runs.map((run) => run.wake)],
   );
   return rows.map(left);

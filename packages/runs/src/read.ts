@@ -1,6 +1,6 @@
 /** Reading runs and batches. Every statement carries the tenant: another tenant's id answers like a missing one. */
 
-import type { FinalData, FinalStatus } from "@drover/harness";
+import type { BudgetLevel, FinalData, FinalStatus } from "@drover/harness";
 import { fold, type LogEvent, latestText, type RunResult, resultOf, toUsd } from "@drover/harness";
 import { type StopReason, toWireId } from "@drover/protocol";
 import type { Blobs, Queryable } from "@drover/storage";
@@ -14,8 +14,15 @@ export interface Run {
   agent: string;
   userId: string | null;
   batchId: string | null;
+  kind: "query" | "rollback";
+  /** A rollback: the run whose effects it undoes. */
+  ofRun: string | null;
+  /** Who submitted it: the id of an API key. */
+  submittedBy: string | null;
   status: Status;
   waitingFor: string | null;
+  /** Of a run that waits for its budget: the cap it stands at. */
+  waitingLevel: BudgetLevel | null;
   stopReason: StopReason | null;
   priority: number;
   attempt: number;
@@ -43,8 +50,12 @@ interface RunRow {
   user_id: string | null;
   batch_id: string | null;
   batch_index: number | null;
+  kind: "query" | "rollback";
+  of_run: string | null;
+  submitted_by: string | null;
   status: Status;
   waiting_for: string | null;
+  waiting_level: BudgetLevel | null;
   stop_reason: StopReason | null;
   priority: number;
   attempt: number;
@@ -71,8 +82,12 @@ const runColumns = [
   "agent",
   "user_id",
   "batch_id",
+  "kind",
+  "of_run",
+  "submitted_by",
   "status",
   "waiting_for",
+  "waiting_level",
   "stop_reason",
   "priority",
   "attempt",
@@ -100,8 +115,12 @@ function toRun(row: RunRow): Run {
     agent: row.agent,
     userId: row.user_id,
     batchId: row.batch_id,
+    kind: row.kind,
+    ofRun: row.of_run,
+    submittedBy: row.submitted_by,
     status: row.status,
     waitingFor: row.waiting_for,
+    waitingLevel: row.waiting_level,
     stopReason: row.stop_reason,
     priority: row.priority,
     attempt: row.attempt,

@@ -4,13 +4,27 @@
  * elsewhere, sees the same state.
  */
 import { early, type FinalData, fold, initialState, latestText, type RunInput, type RunState } from "@drover/harness";
-import { uuidv7 } from "@drover/protocol";
+import { DroverError, uuidv7 } from "@drover/protocol";
 import type { Signals, WakeQueue } from "@drover/queue";
-import { type Blobs, ensurePartitions, faultOf, type Pool } from "@drover/storage";
+import { type Blobs, ensurePartitions, faultOf, type Pool, transaction } from "@drover/storage";
 import type { Logger } from "@drover/telemetry";
-import { advanceClock, moveBases, queuePriority, readBases, tagEach } from "./fair.ts";
+import { type ApprovalRecord, decideApproval, findExpired } from "./approvals.ts";
+import { releaseOrphans } from "./budget.ts";
+import { advanceClock, moveBases, tagEach } from "./fair.ts";
 import { encodeData, readLog } from "./log.ts";
-import { closeBatches, type Leaving, type Left, leaveRuns, rewake, takeOver, wakeDue } from "./moves.ts";
+import {
+  closeBatches,
+  findResumable,
+  type Leaving,
+  type Left,
+  leaveRuns,
+  makeRollbacks,
+  resumeRuns,
+  rewake,
+  takeOver,
+  wakeDue,
+} from "./moves.ts";
+import { wakeRuns } from "./wake.ts";
 
 export interface RescuerOptions {
   pool: Pool;
@@ -102,8 +116,12 @@ export function startRescuer(options: RescuerOptions): Rescuer {
       last.lostWakeUps = now;
       await resendLost();
     }
+    for (const asked of await findExpired(pool, most)) await expire(asked);
+    await send(await makeRollbacks(pool, "all"), "they undo others");
     if (now - last.batches > batchesEveryMs) {
       last.batches = now;
+      await releaseOrphans(pool);
+      await send(await resumeStuck(pool), "nothing holds them any more");
       if ((await closeBatches(pool, "all")).length > 0) options.onSettled?.();
       await resendMovedClasses();
     }
@@ -118,16 +136,21 @@ export function startRescuer(options: RescuerOptions): Rescuer {
     return Math.max(soonestMs, rows[0]?.ms ?? Number.POSITIVE_INFINITY);
   }
 
+  async function expire(asked: ApprovalRecord): Promise<void> {
+    try {
+      const { resumed } = await decideApproval(pool, options.blobs, asked, { decision: "expire", by: "system" });
+      options.signals.news(asked.runId);
+      if (resumed) await send([resumed], "nobody decided in time");
+    } catch (error) {
+      // Somebody decided in this very moment.
+      if (!(error instanceof DroverError)) throw error;
+    }
+  }
+
   async function send(runs: Left[], why: string): Promise<void> {
     if (runs.length === 0) return;
-    const bases = await readBases(pool);
     logger.info({ runs: runs.length }, `waking runs: ${why}`);
-    const items = runs.map((run) => ({
-      runId: run.runId,
-      wake: run.wake,
-      priority: queuePriority(run.priority, run.tag, bases[run.priority]!),
-    }));
-    await queue.wake(items).catch((error) => logger.debug({ err: error }, "wake-ups not sent"));
+    await wakeRuns(pool, queue, runs).catch((error) => logger.debug({ err: error }, "wake-ups not sent"));
   }
 
   /** A run that was delayed before its first start gets its place now, not the one of the day it was submitted. */
@@ -200,6 +223,16 @@ export function startRescuer(options: RescuerOptions): Rescuer {
       await pass;
     },
   };
+}
+
+/** Two statements: whoever closes what a run waits for locks the run first, so it is locked here before it is looked at. */
+async function resumeStuck(pool: Pool): Promise<Left[]> {
+  const ids = await findResumable(pool, most);
+  if (ids.length === 0) return [];
+  return await transaction(pool, async (tx) => {
+    await tx.query("SELECT FROM runs WHERE id = ANY($1::uuid[]) ORDER BY id FOR UPDATE", [ids]);
+    return await resumeRuns(tx, ids);
+  });
 }
 
 /** Removes the rows of workers whose heartbeat is older than their lease: from now on they are dead for everybody, themselves included. */

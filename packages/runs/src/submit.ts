@@ -2,11 +2,12 @@
  * Submitting: a run exists once its row is committed, and only then is anybody told. Single submissions share statements (group
  * commit), a batch is one transaction of set-based inserts. The wake-up comes after the commit; a lost one is the rescuer's business.
  */
-import type { RunInput } from "@drover/harness";
-import { DroverError, uuidv7 } from "@drover/protocol";
+import { contentHash, type RunInput } from "@drover/harness";
+import { DroverError, toWireId, uuidv7 } from "@drover/protocol";
 import type { WakeQueue } from "@drover/queue";
 import { type Blobs, createBatcher, type Pool, transaction } from "@drover/storage";
 import type { Logger } from "@drover/telemetry";
+import { recordAudit } from "./audit/entries.ts";
 import { queuePriority, tagEach } from "./fair.ts";
 import { encodeData } from "./log.ts";
 import { insertRuns, type NewRun } from "./moves.ts";
@@ -22,6 +23,10 @@ export interface Submission {
   /** Message types the callback gets; null: every final one. */
   callbackEvents: string[] | null;
   metadata: Record<string, string>;
+  /** Its conversation, which has a budget of its own (default none). */
+  sessionId?: string | null;
+  /** Who submits: the id of an API key (default nobody). */
+  submittedBy?: string | null;
 }
 
 export interface Idempotency {
@@ -42,6 +47,7 @@ export interface BatchSubmission {
   callbackUrl: string | null;
   callbackEvents: string[] | null;
   metadata: Record<string, string>;
+  submittedBy?: string | null;
 }
 
 export interface Submitter {
@@ -100,7 +106,7 @@ export function createSubmitter(options: { pool: Pool; blobs: Blobs; queue: Wake
     const runs: NewRun[] = [];
     for (const [index, item] of batch.items.entries()) {
       const run = await newRun(blobs, item, null);
-      runs.push({ ...run, batchId, batchIndex: index, tag: tags[index]!.tag });
+      runs.push({ ...run, batchId, batchIndex: index, tag: tags[index]!.tag, hash: null });
     }
     const accepted = await transaction(pool, async (tx) => {
       if (idempotency) {
@@ -118,6 +124,9 @@ export function createSubmitter(options: { pool: Pool; blobs: Blobs; queue: Wake
         [batchId, batch.tenant, runs.length, batch.callbackUrl, batch.callbackEvents, batch.metadata],
       );
       for (let at = 0; at < runs.length; at += chunk) await insertRuns(tx, runs.slice(at, at + chunk));
+      const data = { batch: toWireId("batch", batchId), queries: runs.length, inputs: contentHash(runs.map((run) => run.data)) };
+      const actor = batch.submittedBy ?? "system";
+      await recordAudit(tx, [{ tenant: batch.tenant, actor, action: "batch.submitted", runId: null, data }]);
       return true;
     });
     if (!accepted) {
@@ -155,6 +164,9 @@ async function newRun(blobs: Blobs, submission: Submission, idempotency: Idempot
     callbackUrl: submission.callbackUrl,
     callbackEvents: submission.callbackEvents,
     metadata: submission.metadata,
+    sessionId: submission.sessionId ?? null,
+    submittedBy: submission.submittedBy ?? null,
+    hash: contentHash(input),
     data: await encodeData(blobs, tenant, input),
     idempotency,
   };

@@ -6,13 +6,22 @@ import { pause } from "@drover/harness";
 import type { Consumer, HandleResult, Signals, WakeQueue } from "@drover/queue";
 import { type Blobs, createBatcher, faultOf, type Pool } from "@drover/storage";
 import type { Logger } from "@drover/telemetry";
+import { createBudgets } from "./budget.ts";
 import { type AgentSource, Executor, type RunObserver } from "./executor.ts";
-import { queuePriority, readBases } from "./fair.ts";
 import { type Liveness, startLiveness } from "./liveness.ts";
 import { createLogWriter } from "./log.ts";
-import { type ClaimedRun, claimNext, claimRuns, closeBatches, type Left, readClaims } from "./moves.ts";
+import {
+  type ClaimedRun,
+  claimNext,
+  claimRuns,
+  closeBatches,
+  type Left,
+  makeRollbacks,
+  readClaims,
+} from "./moves.ts";
 import { type Rescuer, startRescuer } from "./rescuer.ts";
 import { isFinal } from "./state.ts";
+import { wakeRuns } from "./wake.ts";
 
 export interface WorkerOptions {
   pool: Pool;
@@ -83,6 +92,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunWorker> {
     signals: options.signals,
     logger,
     append: createLogWriter(pool, options.blobs, closing.signal),
+    budgets: createBudgets(pool, closing.signal),
     agents: options.agents,
     liveness,
     workspaces: options.workspaces,
@@ -157,11 +167,12 @@ export async function startWorker(options: WorkerOptions): Promise<RunWorker> {
   async function report(left: Left): Promise<void> {
     if (isFinal(left.status)) {
       if (left.batchId) await closeBatch(left.batchId);
+      if (left.rollbackOwed) await wakeRuns(pool, queue, await makeRollbacks(pool, [left.runId]));
       options.onSettled?.();
     } else if (left.woken) {
-      const bases = await readBases(pool);
-      const priority = queuePriority(left.priority, left.tag, bases[left.priority]!);
-      await queue.wake([{ runId: left.runId, wake: left.wake, priority }]);
+      await wakeRuns(pool, queue, [left]);
+    } else if (left.status === "waiting") {
+      options.onSettled?.();
     } else {
       rescuer.soon(0);
     }

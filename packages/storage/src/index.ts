@@ -12,6 +12,7 @@ export {
   transaction,
 } from "./database.ts";
 export { type EmbeddedPostgres, type EmbeddedPostgresOptions, startEmbeddedPostgres } from "./embedded.ts";
+export { grantAppRole } from "./grants.ts";
 export { storableJson, storableText } from "./json.ts";
 export { isMigrated, latestMigration, migrate } from "./migrate.ts";
 export { ensurePartitions } from "./partitions.ts";

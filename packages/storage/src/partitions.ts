@@ -6,9 +6,14 @@ const monthsAhead = 3;
 
 /**
  * Makes the partitions of this month and the next three. Idempotent and safe in parallel (advisory lock); a month whose rows
- * already fell into the default partition stays there, which costs nothing but its place in retention.
+ * already fell into the default partition stays there, which costs nothing but its place in retention. A role that does not own the
+ * table cannot make any, and leaves them to `drover migrate`.
  */
 export async function ensurePartitions(pool: pg.Pool): Promise<void> {
+  const { rows: found } = await pool.query<{ owned: boolean }>(
+    "SELECT pg_has_role(relowner, 'USAGE') AS owned FROM pg_class WHERE oid = 'run_events'::regclass",
+  );
+  if (!found[0]!.owned) return;
   await transaction(pool, async (tx) => {
     await tx.query("SELECT pg_advisory_xact_lock(hashtext('drover.partitions'))");
     // Months are added and named in the session's time zone.

@@ -13,9 +13,10 @@ export function addSecret(value: string | undefined): void {
   if (value && value.length >= 6) secrets.add(value);
 }
 
-/** Shapes of secrets: provider keys, webhook secrets, our own keys, bearer tokens, passwords inside URLs. */
+/** Shapes of secrets: provider keys, webhook secrets, our own keys, links to approvals, bearer tokens, passwords inside URLs. */
 const shapes: [RegExp, string][] = [
   [/\b(sk-[A-Za-z0-9_-]{16,}|AIza[A-Za-z0-9_-]{20,}|whsec_[A-Za-z0-9+/=]{16,}|drv_[A-Za-z0-9_-]{16,})/g, "[secret]"],
+  [/(\/approvals\/link\/)[A-Za-z0-9_-]{16,}/g, "$1[secret]"],
   [/\b(bearer\s+)[A-Za-z0-9._~+/=-]{12,}/gi, "$1[secret]"],
   [/([a-z][a-z0-9+.-]*:\/\/[^\s:/@"]*:)[^\s@/"]+@/gi, "$1[secret]@"],
 ];

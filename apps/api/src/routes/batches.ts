@@ -64,9 +64,9 @@ export function batchRoutes(app: App, context: Context): void {
       },
     },
     handler: async (request, reply) => {
-      const { tenant } = request.caller;
+      const { tenant, keyId } = request.caller;
       const id = requireId("batch", request.params.id);
-      if (!(await cancelBatch(pool, tenant, id))) missing("batch");
+      if (!(await cancelBatch(pool, tenant, id, keyId))) missing("batch");
       const batch = await answer(tenant, id, defaultPageSize);
       signals.ring("delivery");
       return reply.code(batch.completed_count === batch.total ? 200 : 202).send(batch);

@@ -216,7 +216,9 @@ export function runRoutes(app: App, context: Context): void {
       },
     },
     handler: async (request, reply) => {
-      const answer = (await cancelRun(pool, request.caller.tenant, runId(request.params.id))) ?? missing("run");
+      const answer =
+        (await cancelRun(pool, request.caller.tenant, runId(request.params.id), request.caller.keyId)) ??
+        missing("run");
       signals.news(answer.runId);
       if (answer.status === "cancelled") signals.ring("delivery");
       const body = { task_id: toWireId("run", answer.runId), status: answer.status };

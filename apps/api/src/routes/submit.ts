@@ -146,9 +146,8 @@ export function submitRoutes(app: App, context: Context): void {
       },
     },
     handler: async (request, reply) => {
-      const { tenant } = request.caller;
       const idempotency = idempotencyOf(request);
-      const batch = toBatchSubmission(request.body, tenant, context);
+      const batch = toBatchSubmission(request.body, request.caller, context);
       const made = await context.services().submitter.submitBatch(batch, idempotency);
       if (!made.replayed)
         for (const { input } of batch.items) metrics.runsSubmitted.inc({ agent: input.agent, kind: "batch" });
@@ -164,7 +163,7 @@ export function submitRoutes(app: App, context: Context): void {
 
   async function submit(request: FastifyRequest, body: SubmitBody): Promise<Accepted> {
     const idempotency = idempotencyOf(request);
-    const submission = toSubmission(body, request.caller.tenant, context);
+    const submission = toSubmission(body, request.caller, context);
     const made = await context.services().submitter.submit(submission, idempotency);
     if (!made.replayed) metrics.runsSubmitted.inc({ agent: submission.input.agent, kind: "single" });
     if (context.logger.isLevelEnabled("debug"))

@@ -60,7 +60,8 @@ export async function revoke(id: string, options: KeyOptions): Promise<number> {
   return exitCodes.done;
 }
 
-async function withDatabase<T>(options: KeyOptions, body: (pool: Pool) => Promise<T>): Promise<T> {
+/** Runs `body` over the database that is meant: see `drover keys --help`. */
+export async function withDatabase<T>(options: { dataDir?: string }, body: (pool: Pool) => Promise<T>): Promise<T> {
   const dataDir = new DataDir(options.dataDir);
   const url = process.env.DATABASE_URL || (await dataDir.recorded())?.database_url;
   const database = await keepDatabase({ url, dataDir });

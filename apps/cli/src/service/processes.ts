@@ -1,7 +1,7 @@
 /** `drover api`, `drover worker`, `drover migrate`: one duty each, on the database that DATABASE_URL names. */
 
 import { migrateQueue } from "@drover/queue";
-import { latestMigration, migrate } from "@drover/storage";
+import { grantAppRole, latestMigration, migrate } from "@drover/storage";
 import { CliError, exitCodes } from "../exit.ts";
 import { databaseTrouble } from "./database.ts";
 
@@ -15,18 +15,21 @@ export async function runProcess(name: "api" | "worker"): Promise<number> {
 export async function migrateDatabase(options: { json?: boolean }): Promise<number> {
   const url = process.env.DATABASE_DIRECT_URL || requireDatabaseUrl();
   const queueToo = !process.env.REDIS_URL;
+  const role = process.env.DROVER_APP_ROLE;
   let ran: string[];
   try {
     ran = await migrate(url);
     if (queueToo) await migrateQueue(url);
+    if (role) await grantAppRole(url, role, queueToo ? ["bullmq"] : []);
   } catch (error) {
     throw databaseTrouble(url, error);
   }
-  const answer = { ran, schema: latestMigration, queue: queueToo ? "postgres" : "redis" };
+  const answer = { ran, schema: latestMigration, queue: queueToo ? "postgres" : "redis", ...(role && { role }) };
   if (options.json) process.stdout.write(`${JSON.stringify(answer, null, 2)}\n`);
   else {
     const did = ran.length > 0 ? `ran ${ran.join(", ")}` : `nothing to do, the schema is at ${latestMigration}`;
-    process.stdout.write(`${did}${queueToo ? "; BullMQ's tables are up to date" : ""}\n`);
+    const queue = queueToo ? "; BullMQ's tables are up to date" : "";
+    process.stdout.write(`${did}${queue}${role ? `; ${role} may use them` : ""}\n`);
   }
   return exitCodes.done;
 }

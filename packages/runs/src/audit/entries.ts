@@ -3,6 +3,7 @@
  * the commit.
  */
 import type { AuditEntry } from "@drover/harness";
+import { uuidv7 } from "@drover/protocol";
 import { type Queryable, storableJson } from "@drover/storage";
 
 export interface TenantEntry extends AuditEntry {
@@ -15,9 +16,10 @@ export interface TenantEntry extends AuditEntry {
 export async function recordAudit(db: Queryable, entries: TenantEntry[]): Promise<void> {
   if (entries.length === 0) return;
   await db.query(
-    `INSERT INTO audit_entries (tenant, actor, action, run_id, data)
-     SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::uuid[], $5::json[])`,
+    `INSERT INTO audit_entries (id, tenant, actor, action, run_id, data)
+     SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::uuid[], $6::json[])`,
     [
+      entries.map(() => uuidv7()),
       entries.map((entry) => entry.tenant),
       entries.map((entry) => entry.actor),
       entries.map((entry) => entry.action),

@@ -12,6 +12,7 @@ const statements = [
     ADD COLUMN session_id uuid,
     ADD COLUMN submitted_by text,
     ADD COLUMN waiting_since timestamptz(3),
+    ADD COLUMN waiting_level text CHECK (waiting_level IN ('actions', 'run', 'session', 'tenant_day', 'tenant_month')),
     ADD COLUMN budget_raises int NOT NULL DEFAULT 0,
     ADD COLUMN rollback text CHECK (rollback IN ('owed', 'made')),
     ADD CONSTRAINT runs_of_run CHECK ((kind = 'rollback') = (of_run IS NOT NULL)),

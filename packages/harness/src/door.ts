@@ -1,0 +1,53 @@
+/** What the door's stages share: what a call is carried out with, and how far it may get. The pipeline itself is `call.ts`. */
+import type { AuditEntry } from "./audit.ts";
+import type { RunControl } from "./control.ts";
+import type { NewEvent, ToolProblem, ToolResult, ToolStatus } from "./events.ts";
+import type { RunState } from "./fold.ts";
+import type { Policy } from "./policy/policy.ts";
+import type { Toolbox } from "./registry.ts";
+
+/** What happens when a person is needed: the run parks, the call is refused, or somebody has said yes beforehand. */
+export type Asking = "park" | "refuse" | { approvedBy: string };
+
+export interface DoorOptions {
+  runId: string;
+  tenant: string;
+  workspace: string;
+  /** Who acts, for the audit trail and the policies. */
+  agentName: string;
+  toolbox: Toolbox;
+  state: RunState;
+  control: RunControl;
+  policies: readonly Policy[];
+  approvals: { expiresAfterMs: number; onExpiry: "reject" | "fail" };
+  asking: Asking;
+  /** Resolves once the event is durable, and with it the entry of the audit trail. */
+  append(event: NewEvent, audit?: AuditEntry): Promise<void>;
+  /** Throws when this process may no longer act for the run; may wait until it knows. Asked directly before an idempotent or unsafe effect. */
+  assertOwned?(): void | Promise<void>;
+  /** The clock that events are dated by, ms since 1970 (default this machine's). */
+  now?(): number;
+}
+
+/** How a call ended, before the log has it. `points`: charged for it. */
+export interface Outcome {
+  status: ToolStatus;
+  output: unknown;
+  truncated?: true;
+  problem?: ToolProblem;
+  points?: number;
+  /** The output is the tool's own, not the door's. */
+  own?: true;
+}
+
+/**
+ * `recorded`: the outcome is in the log. `waiting`: a person is asked. `exhausted`: the action budget has no points for it. `later`: it is
+ * not known yet whether the last owner is still at it.
+ */
+export type DoorAnswer =
+  | { kind: "recorded"; result: ToolResult }
+  | { kind: "waiting" }
+  | { kind: "exhausted" }
+  | { kind: "later"; ms: number };
+
+export type Passed = { kind: "outcome"; outcome: Outcome } | Exclude<DoorAnswer, { kind: "recorded" }>;

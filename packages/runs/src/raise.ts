@@ -1,0 +1,55 @@
+/** Raising the caps of one run: more money, more points. A run that waits for it goes on. */
+import { fold, toUsd } from "@drover/harness";
+import { DroverError } from "@drover/protocol";
+import { type Blobs, type Pool, transaction } from "@drover/storage";
+import { lockRun } from "./approvals.ts";
+import { recordAudit } from "./audit/entries.ts";
+import { appendLocked, readLog } from "./log.ts";
+import { type Left, resumeRuns } from "./moves.ts";
+import { isFinal } from "./state.ts";
+
+export interface Raise {
+  maxCostUsd?: number | undefined;
+  actionBudget?: number | undefined;
+}
+
+/**
+ * Raises a run's caps, whether it waits for that or not. Returns the run when it goes on now: wake it. null: the tenant has no such run.
+ * @throws DroverError `conflict` when it is final, `invalid_input` when a value is no raise
+ */
+export async function raiseRunBudget(
+  pool: Pool,
+  blobs: Blobs,
+  run: { tenant: string; id: string },
+  raise: Raise,
+  actor: string,
+): Promise<{ resumed: Left | null } | null> {
+  const { tenant, id } = run;
+  return await transaction(pool, async (tx) => {
+    const locked = await lockRun(tx, tenant, id);
+    if (!locked) return null;
+    if (isFinal(locked.status)) throw new DroverError("conflict", `The run is ${locked.status}: its budget no longer matters.`);
+    const { caps } = fold(await readLog(tx, blobs, { tenant, runId: id }));
+    const errors = [
+      ...wrong("max_cost_usd", raise.maxCostUsd, caps.costNanos === undefined ? undefined : toUsd(caps.costNanos)),
+      ...wrong("actions", raise.actionBudget, caps.points),
+    ];
+    if (errors.length > 0) throw new DroverError("invalid_input", "This is no raise.", { errors });
+    const data = {
+      ...(raise.maxCostUsd !== undefined && { max_cost_usd: raise.maxCostUsd }),
+      ...(raise.actionBudget !== undefined && { action_budget: raise.actionBudget }),
+    };
+    await appendLocked(tx, id, { type: "budget.raised", data: JSON.stringify({ ...data, by: actor }) });
+    await tx.query("UPDATE runs SET budget_raises = budget_raises + 1 WHERE tenant = $1 AND id = $2", [tenant, id]);
+    await recordAudit(tx, [{ tenant, actor, action: "budget.raised", runId: id, data }]);
+    const { rowCount } = await tx.query("SELECT FROM runs WHERE id = $1 AND waiting_for = 'budget'", [id]);
+    const [resumed] = rowCount === 1 ? await resumeRuns(tx, [id]) : [];
+    return { resumed: resumed ?? null };
+  });
+}
+
+function wrong(path: string, wanted: number | undefined, now: number | undefined) {
+  if (wanted === undefined) return [];
+  if (now === undefined) return [{ path, message: "the run has no such cap, so there is nothing to raise" }];
+  return wanted > now ? [] : [{ path, message: `must be more than the cap there is now (${now})` }];
+}
