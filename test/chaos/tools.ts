@@ -1,33 +1,75 @@
-/** Tools that call an HTTP endpoint of the test, one for each effect, and that endpoint: it counts and can hold calls open. */
+/**
+ * Tools that call an HTTP endpoint of the test, one for each effect and for each answer of `verify`, and that endpoint: it counts and can
+ * hold calls open.
+ */
 import { once } from "node:events";
 import { createServer, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
-import { defineTool } from "@drover/harness";
+import { type AnyTool, defineTool, type Verified } from "@drover/harness";
 import { z } from "zod";
 
-export const endpointTools = (url: string) =>
-  (["pure", "idempotent", "unsafe"] as const).map((effect) =>
+const verifies: Record<string, () => Verified | Promise<Verified>> = {
+  done: () => "done",
+  output: () => ({ done: true, output: { answer: "found out" } }),
+  not_done: () => "not_done",
+  unknown: () => "unknown",
+  throwing: () => {
+    throw new Error("nobody answers");
+  },
+  hanging: () => new Promise(() => {}),
+};
+
+export interface EndpointOptions {
+  /** Of every call (default: the harness's); an unsafe call is in doubt for so long after its owner was seen to be gone. */
+  timeoutMs?: number;
+  /** The tools say so, and never get to call: the effect does not take place. */
+  holdBefore?: (tool: string) => void;
+}
+
+export function endpointTools(url: string, { timeoutMs, holdBefore }: EndpointOptions = {}): AnyTool[] {
+  const post = async (path: string, about: Record<string, unknown>, signal: AbortSignal) => {
+    const response = await fetch(`${url}/${path}`, { method: "POST", body: JSON.stringify(about), signal });
+    return await response.text();
+  };
+  const base = (name: string): AnyTool =>
     defineTool({
-      name: `${effect}_call`,
-      description: `Calls the endpoint; its effect is ${effect}.`,
+      name,
+      description: `Calls the endpoint as ${name}.`,
       input: z.object({ note: z.string() }),
-      permission: effect === "pure" ? "read" : "write",
-      effect,
+      permission: "write",
+      effect: "unsafe",
+      ...(timeoutMs !== undefined && { timeoutMs }),
       async execute({ note }, { idempotencyKey, signal }) {
-        const response = await fetch(`${url}/${effect}`, {
-          method: "POST",
-          body: JSON.stringify({ note, idempotencyKey }),
-          signal,
-        });
-        return { answer: await response.text() };
+        if (holdBefore) {
+          holdBefore(name);
+          await new Promise(() => {});
+        }
+        return { answer: await post(name.replace(/_call$/, ""), { note, idempotencyKey }, signal) };
       },
-    }),
-  );
+    }) as AnyTool;
+  return [
+    { ...base("pure_call"), permission: "read", effect: "pure" },
+    { ...base("idempotent_call"), effect: "idempotent" },
+    base("unsafe_call"),
+    { ...base("send_call"), permission: "irreversible" },
+    ...Object.entries(verifies).map(
+      ([answer, verify]): AnyTool => ({
+        ...base(`unsafe_${answer}`),
+        verify: async ({ input, idempotencyKey }, { signal }) => {
+          await post(`verify_${answer}`, { ...input, idempotencyKey }, signal);
+          return await verify();
+        },
+      }),
+    ),
+  ];
+}
 
 interface ToolCall {
   effect: string;
   note: string;
   idempotencyKey: string;
+  /** ms since 1970. */
+  at: number;
 }
 
 export async function startToolEndpoint() {
@@ -38,7 +80,7 @@ export async function startToolEndpoint() {
   const server = createServer(async (request, response) => {
     let body = "";
     for await (const piece of request) body += piece;
-    calls.push({ effect: request.url!.slice(1), ...JSON.parse(body) });
+    calls.push({ effect: request.url!.slice(1), ...JSON.parse(body), at: Date.now() });
     for (const resolve of waiting) resolve();
     waiting = [];
     if (holding) held.push(response);

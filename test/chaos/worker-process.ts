@@ -1,6 +1,7 @@
 /**
- * A worker as its own process, for tests that kill it: the real run worker with three tools that call an endpoint of the test. With
- * KILL_AFTER set it kills itself, by SIGKILL, the moment that many steps of its runs are committed.
+ * A worker as its own process, for tests that kill it: the real run worker with tools that call an endpoint of the test. It kills itself,
+ * by SIGKILL, the moment KILL_AFTER steps of its runs are committed, an event of the type KILL_AT is, or a run has left it with the status
+ * KILL_LEFT. With HOLD_BEFORE its tools say `entered <tool>` instead of calling.
  */
 
 import { defaultAgent, ToolRegistry } from "@drover/harness";
@@ -21,6 +22,7 @@ const signals = await openSignals(config, { logger, directUrl: url });
 const models = createModels(config, { logger });
 const killAfter = Number(process.env.KILL_AFTER ?? Number.POSITIVE_INFINITY);
 let steps = 0;
+const die = () => process.kill(process.pid, "SIGKILL");
 
 const worker = await startWorker({
   pool,
@@ -32,7 +34,12 @@ const worker = await startWorker({
   agents: {
     agent: () => defaultAgent,
     model: (id) => models.resolve(id ?? models.default),
-    tools: new ToolRegistry(endpointTools(process.env.TOOL_URL!)),
+    tools: new ToolRegistry(
+      endpointTools(process.env.TOOL_URL!, {
+        timeoutMs: Number(process.env.TOOL_TIMEOUT_MS ?? 60_000),
+        ...(process.env.HOLD_BEFORE && { holdBefore: (tool) => console.log(`entered ${tool}`) }),
+      }),
+    ),
     policies: [],
   },
   slots: config.WORKER_CONCURRENCY,
@@ -41,8 +48,12 @@ const worker = await startWorker({
   workspaces: config.DROVER_WORKSPACES,
   observer: {
     logged: (_run, event) => {
+      if (event.type === process.env.KILL_AT) die();
       if (event.type !== "model.call" && event.type !== "tool.result") return;
-      if (++steps === killAfter) process.kill(process.pid, "SIGKILL");
+      if (++steps === killAfter) die();
+    },
+    left: (_run, left) => {
+      if (left && left.status === process.env.KILL_LEFT) die();
     },
   },
 });

@@ -59,7 +59,7 @@ export interface Suite {
   readonly models: ModelServer;
   readonly world: DoorWorld;
   /** One run: the model makes these calls turn by turn and then says `Done.`; what it costs is by `usage`. */
-  run(installation: Installation, turns: Calls[], input?: Partial<RunInput>, usage?: ScriptedReply["usage"]): Promise<DoorRun>;
+  run(installation: Installation, turns: Calls[], input?: Partial<RunInput>, usage?: { input: number; output: number }): Promise<DoorRun>;
   /** What the model was told of the calls, in its latest request. */
   told(): string[];
 }
@@ -90,9 +90,12 @@ export function onEveryDoor(cases: (suite: Suite) => void): void {
       },
       async run(installation, turns, input, usage) {
         models.script((request) => {
-          if (/for this task is (over|used up)/.test(request.query)) return { text: "What there is.", ...(usage && { usage }) };
+          // No provider writes more than it was asked for.
+          const output = Math.min(usage?.output ?? 5, Number(request.body.max_tokens));
+          const said = { usage: { input: 10, ...usage, output } };
+          if (/for this task is (over|used up)/.test(request.query)) return { ...said, text: "What there is." };
           const toolCalls = turns[request.turn];
-          return toolCalls ? { toolCalls, ...(usage && { usage }) } : { text: "Done.", ...(usage && { usage }) };
+          return toolCalls ? { ...said, toolCalls } : { ...said, text: "Done." };
         });
         return held(await world.run(installation, input));
       },

@@ -11,12 +11,12 @@ import {
   fold,
   type LoopOptions,
   type NewEvent,
+  noBudget,
   RunControl,
   type RunInput,
   runLoop,
   type StopCause,
   ToolRegistry,
-  noBudget,
 } from "@drover/harness";
 import type { Model, ModelCallOptions, ModelReply, ModelRequest, ModelResult } from "@drover/llm";
 import { describe, expect, it } from "vitest";

@@ -22,7 +22,7 @@ export const exitMeanings: Record<keyof typeof exitCodes, string> = {
   usage: "wrong usage or configuration; nothing was done",
   unreachable: "the service cannot be reached, or is not available now",
   refused: "the API key is missing, unknown or revoked, or its role does not allow this",
-  notFound: "there is no such run or key",
+  notFound: "there is no such run, approval or key",
   rejected: "the service did not accept the request: invalid, in conflict, too large, too many",
   partial: "the run ended early with a partial result",
   notFinal: "the run has not ended yet",

@@ -214,6 +214,8 @@ function clientCommands(program: Command, run: Run): void {
     .option("--temperature <number>", "of the model", number)
     .option("--max-iterations <n>", "model turns at most", number)
     .option("--max-cost <usd>", "end when the model calls have cost so much", number)
+    .option("--action-budget <points>", "points its tool calls may take together", number)
+    .addOption(new Option("--at-cap <what>", "at a cap of money or points: wrap up and end, or wait until it is raised").choices(["stop", "pause"]))
     .option("--soft <seconds>", "active time after which the agent wraps up", number)
     .option("--hard <seconds>", "active time after which the run is ended", number)
     .option("--deadline <time>", "absolute limit, such as 2026-11-21T09:30:00Z")
@@ -255,6 +257,60 @@ function clientCommands(program: Command, run: Run): void {
     .addHelpText("after", examples("drover events run_0193… --follow", "drover events run_0193… --json | jq .type"));
   look("cancel", "cancel a run");
 
+  wait(client("rollback", "undo what a run did"))
+    .argument("<id>", "run_…, which has ended")
+    .addHelpText("after", examples("drover rollback run_0193… --wait"))
+    .action((id: string, options) =>
+      run(async () => (await import("./client/intervene.ts")).rollback(await connect(options), id, options)),
+    );
+
+  client("approvals", "show what people are asked")
+    .argument("[id]", "apr_…: this one, whole")
+    .addOption(
+      new Option("--status <status>", "of the list")
+        .choices(["pending", "approved", "rejected", "expired", "all"])
+        .default("pending"),
+    )
+    .option("--run <id>", "about this run only")
+    .option("--limit <n>", "entries of one page", number)
+    .option("--cursor <cursor>", "the next page, as the one before says")
+    .addHelpText("after", examples("drover approvals", "drover approvals apr_0193…", "drover approvals --run run_0193… --status all"))
+    .action((id: string | undefined, options) =>
+      run(async () => (await import("./client/approvals.ts")).approvals(await connect(options), id, options)),
+    );
+  const decide = (name: "approve" | "reject", summary: string) =>
+    client(name, summary)
+      .argument("<id>", "apr_…")
+      .option("--note <text>", "kept with the decision; the model sees why it was rejected")
+      .action((id: string, options) =>
+        run(async () => (await import("./client/approvals.ts"))[name](await connect(options), id, options)),
+      );
+  decide("approve", "let what is asked happen; of a call that may have taken effect: run it again")
+    .option("--input <json>", "call it with these arguments instead: JSON, or @file")
+    .addOption(new Option("--done", "of a call that may have taken effect: it did").conflicts("input"))
+    .option("--result <json>", "with --done: what the call returned; JSON, or @file")
+    .addHelpText(
+      "after",
+      examples("drover approve apr_0193…", `drover approve apr_0193… --input '{"to":"ann@example.com"}' --note "her new address"`),
+    );
+  decide("reject", "refuse what is asked; of a call that may have taken effect: end the run").addHelpText(
+    "after",
+    examples('drover reject apr_0193… --note "Ann has moved away"'),
+  );
+
+  client("budget", "show or set what the tenant may spend, or raise a run's budget")
+    .option("--run <id>", "raise this run's")
+    .option("--max-cost <usd>", "with --run: what its model calls may cost", number)
+    .option("--actions <points>", "with --run: points its tool calls may take together", number)
+    .option("--day <usd>", "of all runs in a UTC day; none: no cap", usdOrNone)
+    .option("--month <usd>", "of all runs in a UTC month; none: no cap", usdOrNone)
+    .option("--session <usd>", "of all runs of one session; none: no cap", usdOrNone)
+    .addHelpText(
+      "after",
+      examples("drover budget", "drover budget --day 50 --month none", "drover budget --run run_0193… --max-cost 2.50"),
+    )
+    .action((options) => run(async () => (await import("./client/intervene.ts")).budget(await connect(options), options)));
+
   client("list", "list runs, newest first")
     .option(
       "--status <status>",
@@ -291,6 +347,8 @@ function positive(text: string): number {
   if (value <= 0) throw new InvalidArgumentError("It must be more than 0.");
   return value;
 }
+
+const usdOrNone = (text: string): number | "none" => (text === "none" ? text : number(text));
 
 function pairs(text: string, before: Record<string, string> = {}): Record<string, string> {
   const at = text.indexOf("=");

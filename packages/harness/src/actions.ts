@@ -107,7 +107,11 @@ export class Actions {
   }
 
   /** Carries out an action that a person has approved; it is charged like any other. Throws as `execute` does, but never asks. */
-  approveAndExecute(actionName: string, actionArgs: unknown, approval: ActionOptions & { by: string }): Promise<unknown> {
+  approveAndExecute(
+    actionName: string,
+    actionArgs: unknown,
+    approval: ActionOptions & { by: string },
+  ): Promise<unknown> {
     const asking = { approvedBy: approval.by };
     return this.#once(approval.id, () => this.#pass(actionName, actionArgs, approval.id, asking));
   }

@@ -145,10 +145,11 @@ async function approve(
     return outcome("rejected", "Nobody approved this call in time, so it was not made.", "expired");
   // What runs is what was approved: another version of the tool, or other arguments, are asked about anew.
   if (decision && (decision.hash ?? approval.request.hash) === hash) return;
-  const reason = decision ? "The tool or its arguments are no longer what was approved." : await whyAsk(tool, input, policyAsks, door);
+  const reason = decision
+    ? "The tool or its arguments are no longer what was approved."
+    : await whyAsk(tool, input, policyAsks, door);
   if (reason === undefined) return;
-  if (door.asking === "refuse")
-    return outcome("skipped", "Not called: a person must approve it.", "rejected");
+  if (door.asking === "refuse") return outcome("skipped", "Not called: a person must approve it.", "rejected");
   if (typeof door.asking === "object") {
     await preApprove(record, hash, reason, input, door.asking.approvedBy, door);
     return;

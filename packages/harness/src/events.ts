@@ -73,7 +73,16 @@ export interface ApprovalDecision {
 }
 
 /** Why a call had no proper outcome. */
-export type ToolProblem = "arguments" | "permission" | "policy" | "budget" | "limit" | "rejected" | "expired" | "time" | "tool";
+export type ToolProblem =
+  | "arguments"
+  | "permission"
+  | "policy"
+  | "budget"
+  | "limit"
+  | "rejected"
+  | "expired"
+  | "time"
+  | "tool";
 
 export interface RunFailure {
   code: StopReason;

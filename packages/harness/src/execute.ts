@@ -44,7 +44,7 @@ export async function execute(
       tool.execute(input, contextOf(record, idempotencyKey, signal, door)),
     );
     const shown = await declared(tool, output);
-    return { ...shown, ...charged, own: true };
+    return { ...shown, ...(shown.status === "ok" ? charged : free), own: true };
   } catch (error) {
     if (error instanceof Interrupted) throw error;
     if (error instanceof TimedOut) {

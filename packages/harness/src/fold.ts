@@ -181,7 +181,8 @@ export function applyEvent(state: RunState, event: NewEvent & { at?: string }): 
       state.approvals.set(event.data.approval_id, approval);
       const { subject } = event.data;
       const record = askedAbout(state, event.data);
-      if (record && (subject === "call" || subject === "uncertain" || subject === "result")) record.asked[subject] = approval;
+      if (record && (subject === "call" || subject === "uncertain" || subject === "result"))
+        record.asked[subject] = approval;
       break;
     }
     case "approval.decided": {

@@ -175,7 +175,11 @@ export class AgentHarness {
     const result: HarnessResult = resultOf(state, final, about);
     const code = final.status === "cancelled" ? "cancelled" : final.data.stop_reason;
     if (code)
-      result.error = errorFor(code, final.data.error?.message ?? "The run was cancelled.", resultOf(state, final, about));
+      result.error = errorFor(
+        code,
+        final.data.error?.message ?? "The run was cancelled.",
+        resultOf(state, final, about),
+      );
     return result;
   }
 

@@ -1,15 +1,15 @@
+export { Actions, type ActionsOptions } from "./actions.ts";
 export * from "./agent.ts";
+export { approvalsOf, checkDecision, decisionEntry, statusAfter, type WantedDecision } from "./approval.ts";
 export * from "./audit/checkpoint.ts";
 export * from "./audit/verify.ts";
 export * from "./audit.ts";
-export { Actions, type ActionsOptions } from "./actions.ts";
-export { approvalsOf, checkDecision, decisionEntry, statusAfter, type WantedDecision } from "./approval.ts";
 export { type MoneyBudget, memoryBudget, noBudget, type OuterLevel } from "./budget.ts";
 export { callTool } from "./call.ts";
-export { RollbackCoordinator } from "./coordinator.ts";
-export type { DoorAnswer, DoorOptions } from "./door.ts";
 export { type LoadedConfig, loadConfigFile } from "./config-file.ts";
 export { type ClockOptions, pause, RunControl, type StopCause } from "./control.ts";
+export { RollbackCoordinator } from "./coordinator.ts";
+export type { DoorAnswer, DoorOptions } from "./door.ts";
 export * from "./errors.ts";
 export type * from "./events.ts";
 export {
@@ -26,7 +26,7 @@ export {
 export { AgentHarness, defaultAgent, type HarnessConfig, type HarnessResult, type RunOptions } from "./harness.ts";
 export { memoryLog, type RunLog } from "./log.ts";
 export { early, type LoopOptions, type LoopOutcome, modelProblem, runLoop, waitingOf } from "./loop.ts";
-export * from "./policy/policy.ts";
+export * from "./policy/index.ts";
 export { type AnyTool, type Toolbox, ToolRegistry } from "./registry.ts";
 export { type RunResult, resultOf, type ToolCallSummary } from "./result.ts";
 export { backoffMs } from "./retry.ts";

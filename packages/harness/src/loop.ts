@@ -140,10 +140,7 @@ async function finishCalls(loop: LoopOptions): Promise<LoopOutcome | undefined> 
 }
 
 /** What a parked run waits for, as its log says it. */
-export function waitingOf(
-  state: RunState,
-  outcome: Extract<LoopOutcome, { kind: "park" }>,
-): EventData["run.waiting"] {
+export function waitingOf(state: RunState, outcome: Extract<LoopOutcome, { kind: "park" }>): EventData["run.waiting"] {
   if (outcome.waitingFor === "budget") return { waiting_for: "budget", level: outcome.level };
   const open = [...state.approvals.values()].filter(({ decision }) => !decision);
   return { waiting_for: "approval", approvals: open.map(({ request }) => request) };

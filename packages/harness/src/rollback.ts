@@ -58,7 +58,13 @@ function effectsOf(of: RunState, tools: ToolRegistry): Effect[] {
   });
 }
 
-function undoOf(record: ToolRecord, index: number, input: unknown, output: unknown, tools: ToolRegistry): AnyTool | string {
+function undoOf(
+  record: ToolRecord,
+  index: number,
+  input: unknown,
+  output: unknown,
+  tools: ToolRegistry,
+): AnyTool | string {
   const tool = tools.get(record.call.name);
   if (!tool) return "there is no such tool any more";
   if (tool.permission === "irreversible") return "it is irreversible";
@@ -92,7 +98,9 @@ function planner(effects: Effect[]): Model {
       const results = resultsOf(request);
       const next = steps[results.length];
       const toolCalls =
-        next === undefined || request.toolChoice === "none" ? [] : [{ id: `undo_${results.length}`, name: next, input: {} }];
+        next === undefined || request.toolChoice === "none"
+          ? []
+          : [{ id: `undo_${results.length}`, name: next, input: {} }];
       const text = toolCalls.length > 0 ? "" : report(effects, results);
       return {
         ok: true,

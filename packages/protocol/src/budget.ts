@@ -27,6 +27,7 @@ export const raisedBudget = z
     id: "RaisedBudget",
     examples: [{ task_id: "run_01936f3e7c5a7d418a3e5b0f9c2d1e4a", status: "queued", max_cost_usd: 2.5 }],
   });
+export type RaisedAnswer = z.infer<typeof raisedBudget>;
 
 const cap = z.number().min(0).max(mostUsd).nullable();
 const caps = {

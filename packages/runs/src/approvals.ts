@@ -128,7 +128,14 @@ export async function decideApproval(
     const { rows } = await tx.query<{ status: ApprovalRecord["status"] }>(
       `UPDATE approvals SET status = $3, decided_at = clock_timestamp(), decided_by = $4, decision = $5
        WHERE tenant = $1 AND id = $2 AND status = 'pending' AND (expires_at > now() OR $6) RETURNING status`,
-      [tenant, id, statusAfter[decision.decision], decision.by, JSON.stringify(decision), decision.decision === "expire"],
+      [
+        tenant,
+        id,
+        statusAfter[decision.decision],
+        decision.by,
+        JSON.stringify(decision),
+        decision.decision === "expire",
+      ],
     );
     if (rows.length === 0 || isFinal(run.status)) throw await decidedAlready(tx, tenant, id);
     await appendLocked(tx, runId, { type: "approval.decided", data });
@@ -160,9 +167,9 @@ export async function findExpired(db: Queryable, most: number): Promise<Approval
 
 /** The tenant's run, locked until the transaction ends. */
 export async function lockRun(tx: Transaction, tenant: string, runId: string): Promise<{ status: Status } | null> {
-  const { rows } = await tx.query<{ status: Status }>("SELECT status FROM runs WHERE tenant = $1 AND id = $2 FOR UPDATE", [
-    tenant,
-    runId,
-  ]);
+  const { rows } = await tx.query<{ status: Status }>(
+    "SELECT status FROM runs WHERE tenant = $1 AND id = $2 FOR UPDATE",
+    [tenant, runId],
+  );
   return rows[0] ?? null;
 }

@@ -5,7 +5,14 @@
  */
 import type { MoneyBudget, OuterLevel } from "@drover/harness";
 import { pause } from "@drover/harness";
-import { createBatcher, type Pool, type Queryable, type Transaction, throughOutages, transaction } from "@drover/storage";
+import {
+  createBatcher,
+  type Pool,
+  type Queryable,
+  type Transaction,
+  throughOutages,
+  transaction,
+} from "@drover/storage";
 import { recordAudit } from "./audit/entries.ts";
 import { payAccounts } from "./budget-sql.ts";
 import { type Left, resumeRuns } from "./moves.ts";

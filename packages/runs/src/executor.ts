@@ -363,7 +363,13 @@ export class Executor {
     } else {
       const { event, ...leaving } = leavingOf(outcome, state, attempt, liveness.workerId);
       const rollback = run.kind === "query" && agents.agent(run.agent)?.onFailure === "rollback";
-      left = await this.#leave({ ...base, ...leaving, eventType: event.type, data: await encode(event.data), rollback });
+      left = await this.#leave({
+        ...base,
+        ...leaving,
+        eventType: event.type,
+        data: await encode(event.data),
+        rollback,
+      });
     }
     if (left) signals.news(run.id);
     return left;

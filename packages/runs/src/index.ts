@@ -1,8 +1,3 @@
-export { type AuditConfig, auditConfig, signingOf } from "./audit/config.ts";
-export { recordAudit, type TenantEntry } from "./audit/entries.ts";
-export { type AuditFilter, listAuditTenants, readAudit, readCheckpoints, readTrail } from "./audit/read.ts";
-export { type Sequencer, startSequencer } from "./audit/sequencer.ts";
-export { type VerifiedTrail, verifyAudit } from "./audit/verify.ts";
 export {
   type ApprovalFilter,
   type ApprovalRecord,
@@ -11,6 +6,11 @@ export {
   listApprovals,
   readApproval,
 } from "./approvals.ts";
+export { type AuditConfig, auditConfig, signingOf } from "./audit/config.ts";
+export { recordAudit, type TenantEntry } from "./audit/entries.ts";
+export { type AuditFilter, listAuditTenants, readAudit, readCheckpoints, readTrail } from "./audit/read.ts";
+export { type Sequencer, startSequencer } from "./audit/sequencer.ts";
+export { type VerifiedTrail, verifyAudit } from "./audit/verify.ts";
 export { type CapChange, readBudget, setBudget, type TenantBudget } from "./budget.ts";
 export { cancelBatch, cancelRun } from "./cancel.ts";
 export { type RunsConfig, runsConfig } from "./config.ts";

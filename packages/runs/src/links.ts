@@ -14,7 +14,9 @@ export const linksConfig = z.object({
     .url({ protocol: /^https?$/, error: "must be an http:// or https:// URL" })
     .transform((url) => url.replace(/\/+$/, ""))
     .optional()
-    .describe("http(s) URL of this service as people reach it: what links to approvals begin with (`dev`: its own address)"),
+    .describe(
+      "http(s) URL of this service as people reach it: what links to approvals begin with (`dev`: its own address)",
+    ),
 });
 export type LinksConfig = z.infer<typeof linksConfig>;
 

@@ -283,7 +283,14 @@ const leftColumns = "id, agent, status, stop_reason, last_seq, batch_id, priorit
 
 function left(row: LeftRow): Left {
   const { id, last_seq, batch_id, stop_reason, rollback, ...same } = row;
-  return { ...same, runId: id, seq: last_seq, batchId: batch_id, stopReason: stop_reason, rollbackOwed: rollback === "owed" };
+  return {
+    ...same,
+    runId: id,
+    seq: last_seq,
+    batchId: batch_id,
+    stopReason: stop_reason,
+    rollbackOwed: rollback === "owed",
+  };
 }
 
 /** Questions of runs that end are closed with them. `moved` is the CTE that ends them. */
@@ -530,12 +537,7 @@ export const nothingLeft: FinalData = { output: null, stop_reason: null, error: 
  * queued/waiting -> cancelled; running gets its flag, an event, and its worker is told (NOTIFY `drover_control`). Final runs
  * answer with what won. Repeating is harmless. Runs of another tenant are not in the answer.
  */
-export async function cancelRuns(
-  db: Queryable,
-  tenant: string,
-  ids: string[],
-  actor: string,
-): Promise<CancelAnswer[]> {
+export async function cancelRuns(db: Queryable, tenant: string, ids: string[], actor: string): Promise<CancelAnswer[]> {
   const { rows } = await db.query<{ id: string; status: Status; cancel: boolean; batch_id: string | null }>(
     `WITH target AS (
        SELECT id, status, cancel_requested_at, batch_id FROM runs WHERE tenant = $1 AND id = ANY($2::uuid[]) ORDER BY id FOR UPDATE),

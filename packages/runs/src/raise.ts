@@ -28,7 +28,8 @@ export async function raiseRunBudget(
   return await transaction(pool, async (tx) => {
     const locked = await lockRun(tx, tenant, id);
     if (!locked) return null;
-    if (isFinal(locked.status)) throw new DroverError("conflict", `The run is ${locked.status}: its budget no longer matters.`);
+    if (isFinal(locked.status))
+      throw new DroverError("conflict", `The run is ${locked.status}: its budget no longer matters.`);
     const { caps } = fold(await readLog(tx, blobs, { tenant, runId: id }));
     const errors = [
       ...wrong("max_cost_usd", raise.maxCostUsd, caps.costNanos === undefined ? undefined : toUsd(caps.costNanos)),

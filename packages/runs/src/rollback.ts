@@ -16,13 +16,24 @@ export interface RollbackAnswer {
  * Undoes what a final run did. Asking again gives the same rollback, unless that failed. null: the tenant has no such run.
  * @throws DroverError `conflict` while the run is not final, or is a rollback itself
  */
-export async function rollBack(pool: Pool, tenant: string, runId: string, actor: string): Promise<RollbackAnswer | null> {
+export async function rollBack(
+  pool: Pool,
+  tenant: string,
+  runId: string,
+  actor: string,
+): Promise<RollbackAnswer | null> {
   return await transaction(pool, async (tx) => {
     const run = await lockRun(tx, tenant, runId);
     if (!run) return null;
     if (!isFinal(run.status))
-      throw new DroverError("conflict", `The run is ${run.status}: cancel it, or wait for its end, before it is undone.`);
-    const kind = await tx.query<{ kind: string }>("SELECT kind FROM runs WHERE tenant = $1 AND id = $2", [tenant, runId]);
+      throw new DroverError(
+        "conflict",
+        `The run is ${run.status}: cancel it, or wait for its end, before it is undone.`,
+      );
+    const kind = await tx.query<{ kind: string }>("SELECT kind FROM runs WHERE tenant = $1 AND id = $2", [
+      tenant,
+      runId,
+    ]);
     if (kind.rows[0]?.kind === "rollback") throw new DroverError("conflict", "This run is a rollback itself.");
     const existing = await tx.query<{ id: string }>(
       "SELECT id FROM runs WHERE tenant = $1 AND of_run = $2 AND kind = 'rollback' AND status NOT IN ('failed', 'cancelled')",

@@ -124,7 +124,11 @@ export function createSubmitter(options: { pool: Pool; blobs: Blobs; queue: Wake
         [batchId, batch.tenant, runs.length, batch.callbackUrl, batch.callbackEvents, batch.metadata],
       );
       for (let at = 0; at < runs.length; at += chunk) await insertRuns(tx, runs.slice(at, at + chunk));
-      const data = { batch: toWireId("batch", batchId), queries: runs.length, inputs: contentHash(runs.map((run) => run.data)) };
+      const data = {
+        batch: toWireId("batch", batchId),
+        queries: runs.length,
+        inputs: contentHash(runs.map((run) => run.data)),
+      };
       const actor = batch.submittedBy ?? "system";
       await recordAudit(tx, [{ tenant: batch.tenant, actor, action: "batch.submitted", runId: null, data }]);
       return true;

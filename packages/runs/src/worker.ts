@@ -10,15 +10,7 @@ import { createBudgets } from "./budget.ts";
 import { type AgentSource, Executor, type RunObserver } from "./executor.ts";
 import { type Liveness, startLiveness } from "./liveness.ts";
 import { createLogWriter } from "./log.ts";
-import {
-  type ClaimedRun,
-  claimNext,
-  claimRuns,
-  closeBatches,
-  type Left,
-  makeRollbacks,
-  readClaims,
-} from "./moves.ts";
+import { type ClaimedRun, claimNext, claimRuns, closeBatches, type Left, makeRollbacks, readClaims } from "./moves.ts";
 import { type Rescuer, startRescuer } from "./rescuer.ts";
 import { isFinal } from "./state.ts";
 import { wakeRuns } from "./wake.ts";

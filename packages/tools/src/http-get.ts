@@ -34,6 +34,9 @@ export function httpGetTool(egress: Egress, limits = { totalMs }): ToolDefinitio
     input,
     permission: "read",
     effect: "pure",
+    untrusted: true,
+    // Whatever stands in a URL leaves this place.
+    external: true,
     timeoutMs: limits.totalMs + 5000,
     maxOutputBytes: 6 * mostBytes + 16_384,
     async execute({ url, max_bytes: maxBytes }, { signal }) {

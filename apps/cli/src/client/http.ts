@@ -1,6 +1,17 @@
 /** Drover over HTTP, as the client commands and the demo need it. What the service refuses becomes a `CliError`. */
 import type { LogEvent } from "@drover/harness";
-import type { AcceptedAnswer, Problem, ResultAnswer, RunProblem, RunSummary, StatusAnswer } from "@drover/protocol";
+import type {
+  AcceptedAnswer,
+  ApprovalAnswer,
+  BudgetAnswer,
+  DecidedAnswer,
+  Problem,
+  RaisedAnswer,
+  ResultAnswer,
+  RunProblem,
+  RunSummary,
+  StatusAnswer,
+} from "@drover/protocol";
 import { CliError, exitCodes, fieldLines } from "../exit.ts";
 
 export interface Target {
@@ -16,7 +27,7 @@ export type Outcome =
   | { final: false };
 
 interface Call {
-  method?: "GET" | "POST";
+  method?: "GET" | "POST" | "PUT";
   body?: unknown;
   headers?: Record<string, string>;
   signal?: AbortSignal;
@@ -74,6 +85,36 @@ export class DroverClient {
   /** One page of the log after `after`, oldest first. */
   async events(id: string, after: number): Promise<{ data: LogEvent[]; next_cursor: string | null }> {
     return await json(await this.request(`/query/${encodeURIComponent(id)}/events?after=${after}&limit=200`));
+  }
+
+  async rollBack(id: string): Promise<AcceptedAnswer> {
+    return await json(await this.request(`/query/${encodeURIComponent(id)}/rollback`, { method: "POST" }));
+  }
+
+  /** What people are or were asked; about one run, or all. */
+  async approvals(runId: string | undefined, query: URLSearchParams): Promise<{ data: ApprovalAnswer[]; next_cursor: string | null }> {
+    const path = runId === undefined ? "/approvals" : `/query/${encodeURIComponent(runId)}/approvals`;
+    return await json(await this.request(`${path}?${query}`));
+  }
+
+  async approval(id: string): Promise<ApprovalAnswer> {
+    return await json(await this.request(`/approvals/${encodeURIComponent(id)}`));
+  }
+
+  async decide(id: string, body: unknown): Promise<DecidedAnswer> {
+    return await json(await this.request(`/approvals/${encodeURIComponent(id)}`, { method: "POST", body }));
+  }
+
+  async budget(): Promise<BudgetAnswer> {
+    return await json(await this.request("/budget"));
+  }
+
+  async setBudget(body: unknown): Promise<BudgetAnswer> {
+    return await json(await this.request("/budget", { method: "PUT", body }));
+  }
+
+  async raiseBudget(id: string, body: unknown): Promise<RaisedAnswer> {
+    return await json(await this.request(`/query/${encodeURIComponent(id)}/budget`, { method: "POST", body }));
   }
 
   async webhookSecret(): Promise<string> {

@@ -3,7 +3,7 @@ import type { StatusAnswer } from "@drover/protocol";
 import { CliError, exitCodes } from "../exit.ts";
 import { duration, money, oneLine, paint, printable, table } from "../text.ts";
 import type { DroverClient } from "./http.ts";
-import { type FollowOptions, followToEnd, print, printJson, showOutcome, waitToEnd } from "./outcome.ts";
+import { type FollowOptions, followToEnd, print, printJson, showOutcome, waitToEnd, whatToDo } from "./outcome.ts";
 import { RunView } from "./view.ts";
 
 export interface LookOptions extends FollowOptions {
@@ -31,7 +31,7 @@ export async function result(client: DroverClient, id: string, options: LookOpti
 export async function events(client: DroverClient, id: string, options: LookOptions): Promise<number> {
   let after = options.after ?? 0;
   if (options.follow) return await followToEnd(client, id, { ...options, after });
-  const view = options.json ? undefined : new RunView((text) => process.stdout.write(text));
+  const view = options.json ? undefined : new RunView((text) => process.stdout.write(text), id);
   for (;;) {
     const page = await client.events(id, after);
     for (const event of page.data) {
@@ -98,12 +98,16 @@ async function waitIfAsked(client: DroverClient, id: string, options: LookOption
   throw new CliError(exitCodes.notFinal, `${id} has not ended yet; it goes on`);
 }
 
+const waitsFor = ({ waiting_for, waiting_level }: StatusAnswer) =>
+  waiting_level === undefined ? waiting_for : `${waiting_for} (${waiting_level})`;
+
 function statusLines(run: StatusAnswer): string[] {
   const { progress, result, error } = run;
   const since = (from: string, to: string | null) => duration((to ? Date.parse(to) : Date.now()) - Date.parse(from));
   const facts: [string, string | false | undefined | null][] = [
     ["agent", oneLine(run.agent, 64)],
-    ["waiting for", run.waiting_for],
+    ["undoes", run.of_run],
+    ["waiting for", run.waiting_for && `${waitsFor(run)}  (${whatToDo(run.task_id, run.waiting_for)})`],
     ["attempt", run.attempt > 1 && String(run.attempt)],
     ["next try", run.next_attempt_at],
     ["cancel", run.cancel_requested && "asked for, its worker has been told"],

@@ -30,7 +30,7 @@ export async function followToEnd(
   id: string,
   options: FollowOptions & { after: number },
 ): Promise<ExitCode> {
-  const view = options.json ? undefined : new RunView((text) => process.stdout.write(text));
+  const view = options.json ? undefined : new RunView((text) => process.stdout.write(text), id);
   const onTrouble = (message: string) => (view ? view.note(message) : warn(message));
   try {
     await untilInterrupted(id, async (signal) => {
@@ -57,12 +57,15 @@ export async function waitToEnd(
   return await untilInterrupted(id, async (signal) => {
     const patience = new Patience(signal, warn);
     patience.renew();
+    let saidWaiting = false;
     for (;;) {
       const left = (until - performance.now()) / 1000;
       if (left <= 0) return false;
       try {
-        const { finished_at } = await client.status(id, Math.min(30, left), signal);
+        const { finished_at, waiting_for } = await client.status(id, Math.min(waitSeconds, left), signal);
         if (finished_at !== null) return true;
+        if (waiting_for !== undefined && !saidWaiting) warn(`${id} waits: ${whatToDo(id, waiting_for)}`);
+        saidWaiting = waiting_for !== undefined;
         patience.renew();
       } catch (error) {
         signal.throwIfAborted();
@@ -72,6 +75,13 @@ export async function waitToEnd(
     }
   });
 }
+
+/** One look at a run whose end is waited for, seconds; so soon it is noticed that the run needs somebody. */
+const waitSeconds = 5;
+
+/** The command that moves a waiting run. */
+export const whatToDo = (id: string, waitingFor: string): string =>
+  waitingFor === "approval" ? `drover approvals --run ${id}` : `drover budget --run ${id}, or drover budget`;
 
 /** Prints the result there is: the output on standard output, the rest on standard error. */
 export async function showOutcome(client: DroverClient, id: string, options: FollowOptions): Promise<ExitCode> {

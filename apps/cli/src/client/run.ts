@@ -1,9 +1,9 @@
 /** `drover run`: submit a query, and wait for or follow its end. */
-import { readFile } from "node:fs/promises";
 import { text as readAll } from "node:stream/consumers";
 import type { AcceptedAnswer } from "@drover/protocol";
-import { CliError, exitCodes } from "../exit.ts";
+import { exitCodes } from "../exit.ts";
 import type { DroverClient } from "./http.ts";
+import { readJson } from "./json-argument.ts";
 import { type FollowOptions, followToEnd, print, printJson, showOutcome, waitToEnd } from "./outcome.ts";
 
 export interface RunOptions extends FollowOptions {
@@ -15,6 +15,8 @@ export interface RunOptions extends FollowOptions {
   temperature?: number;
   maxIterations?: number;
   maxCost?: number;
+  actionBudget?: number;
+  atCap?: "stop" | "pause";
   soft?: number;
   hard?: number;
   deadline?: string;
@@ -62,38 +64,23 @@ async function bodyOf(query: string, options: RunOptions): Promise<unknown> {
     hard_seconds: options.hard,
     deadline: options.deadline,
   };
+  const budget = { actions: options.actionBudget, at_cap: options.atCap };
   // JSON leaves out what is undefined.
   return {
     query,
     agent: options.agent,
     model: options.model,
-    context: options.context === undefined ? undefined : await readContext(options.context),
+    context: options.context === undefined ? undefined : await readJson("--context", options.context),
     system_prompt: options.system,
     user_id: options.user,
     temperature: options.temperature,
     max_iterations: options.maxIterations,
     max_cost_usd: options.maxCost,
+    budget: Object.values(budget).some((part) => part !== undefined) ? budget : undefined,
     limits: Object.values(limits).some((limit) => limit !== undefined) ? limits : undefined,
     priority: options.priority,
     delay_seconds: options.delay,
     callback_url: options.callbackUrl,
     metadata: options.metadata,
   };
-}
-
-/** JSON on the command line, or `@file`. */
-async function readContext(given: string): Promise<unknown> {
-  let json = given;
-  if (given.startsWith("@")) {
-    try {
-      json = await readFile(given.slice(1), "utf8");
-    } catch (error) {
-      throw new CliError(exitCodes.usage, `--context: cannot read ${given.slice(1)} (${(error as Error).message})`);
-    }
-  }
-  try {
-    return JSON.parse(json);
-  } catch (error) {
-    throw new CliError(exitCodes.usage, `--context is not JSON: ${(error as Error).message}`);
-  }
 }

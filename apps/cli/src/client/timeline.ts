@@ -10,16 +10,23 @@ interface Bar {
 }
 
 const width = 40;
+const queues: ReadonlySet<LogEvent["type"]> = new Set(["run.queued", "run.retrying", "run.handed_over", "run.rescued", "run.resumed"]);
 
-/** The bars of waiting for a worker, of every model call and of every tool call that ended. */
+/** The bars of waiting for a worker or for people, of every model call and of every tool call that ended. */
 export function timelineOf(events: LogEvent[]): Bar[] {
   const zero = Date.parse(events[0]?.at ?? "");
   const bars: Bar[] = [];
   let queuedSince: number | undefined;
+  let waiting: { since: number; label: string } | undefined;
   for (const event of events) {
     const at = Date.parse(event.at) - zero;
     const step = (label: string, ms: number) => bars.push({ label, from: Math.max(0, at - ms), to: at });
-    if (["run.queued", "run.retrying", "run.handed_over", "run.rescued"].includes(event.type)) queuedSince = at;
+    if (event.type === "run.waiting") waiting = { since: at, label: `waiting for ${event.data.waiting_for}` };
+    else if (waiting !== undefined && ["run.resumed", "run.cancelled", "run.partial", "run.failed"].includes(event.type)) {
+      step(waiting.label, at - waiting.since);
+      waiting = undefined;
+    }
+    if (queues.has(event.type)) queuedSince = at;
     else if (event.type === "run.started" && queuedSince !== undefined) step("queued", at - queuedSince);
     else if (event.type === "model.call") step(`model ${event.data.iteration}`, event.data.duration_ms);
     else if (event.type === "tool.result") step(event.data.tool_name, event.data.duration_ms);

@@ -1,13 +1,12 @@
 /** A run's log as it happens, for a person: one line for each event, the model's text as it streams. Works without a terminal too. */
 import type { EventData, LogEvent } from "@drover/harness";
-import { duration, money, oneLine, paint, printable } from "../text.ts";
+import { duration, money, paint, printable } from "../text.ts";
+import { callLine, linesOf } from "./event-lines.ts";
 import { type Delta, type Followed, isFinalEvent } from "./follow.ts";
 import { ReplyText } from "./reply-text.ts";
 
 const gutter = 20;
 const indent = " ".repeat(gutter);
-/** Characters for a tool's input or output, so that its line stays one line. */
-const room = (name: string): number => Math.max(30, (process.stdout.columns ?? 140) - gutter - name.length - 14);
 /**
  * The first pieces of a reply are held back so long, ms: a short reply is then shown at once, and whole. Longer for the first one
  * that streams: following may have begun in its middle, and then its beginning is only in the event at its end.
@@ -16,6 +15,7 @@ const holdMs = { first: 1000, later: 200 };
 
 export class RunView {
   readonly #write: (text: string) => void;
+  readonly #taskId: string | undefined;
   readonly #text = new ReplyText();
   #timer: NodeJS.Timeout | undefined;
   #startedAt: number | undefined;
@@ -30,8 +30,10 @@ export class RunView {
   #cost: number | null = 0;
   #tokens = 0;
 
-  constructor(write: (text: string) => void) {
+  /** `taskId`: whose log it is, for the commands that are shown with it. */
+  constructor(write: (text: string) => void, taskId?: string) {
     this.#write = write;
+    this.#taskId = taskId;
   }
 
   show(followed: Followed): void {
@@ -89,15 +91,19 @@ export class RunView {
         this.#endLine();
         this.#text.drop();
         break;
+      case "action.called":
+        this.#open = 1;
+        break;
       case "tool.result":
         this.#open = Math.max(0, this.#open - 1);
         break;
       default:
         this.#endLine();
     }
-    const [name, text] = describe(event);
+    const [name, text, ...more] = linesOf(event, this.#taskId);
     this.#head(at, name);
     this.#write(`${text}${this.#totals(event)}\n`);
+    for (const line of more) this.#write(`${indent}${line}\n`);
     if (event.type === "run.started") {
       this.#epoch = event.data.epoch;
       for (const delta of this.#waiting.splice(0)) this.#delta(delta);
@@ -113,9 +119,7 @@ export class RunView {
     if (wasShown || rest !== "") this.#write(`${block(rest)}\n`);
     for (const call of tool_calls) {
       this.#head(at, "tool");
-      this.#write(
-        `${paint("cyan", "→")} ${oneLine(call.name, 64)} ${paint("dim", oneLine(call.input, room(call.name)))}\n`,
-      );
+      this.#write(`${callLine(call)}\n`);
     }
     this.#open = tool_calls.length;
     this.#tokens += usage.input + usage.output;
@@ -141,50 +145,3 @@ export class RunView {
 }
 
 const block = (text: string): string => printable(text).replaceAll("\n", `\n${indent}`);
-
-const describeEnd: Partial<Record<LogEvent["type"], (data: EventData["run.failed"]) => string>> = {
-  "run.completed": () => paint("green", "completed"),
-  "run.partial": (data) => paint("yellow", `partial (${data.stop_reason}) `) + oneLine(data.error?.message ?? ""),
-  "run.failed": (data) => paint("red", `failed (${data.stop_reason}) `) + oneLine(data.error?.message ?? "", 300),
-  "run.cancelled": () => paint("yellow", "cancelled"),
-};
-
-/** What stands beside an event's time: a word, and the telling part. */
-function describe(event: LogEvent): [string, string] {
-  switch (event.type) {
-    case "run.queued":
-      return ["queued", `for agent ${oneLine(event.data.agent, 64)}`];
-    case "run.started":
-      return ["started", event.data.attempt > 1 ? `attempt ${event.data.attempt}` : "by a worker"];
-    case "model.failed": {
-      const { code, message, retry_in_ms } = event.data;
-      const next = retry_in_ms === null ? "" : `, again in ${duration(retry_in_ms)}`;
-      return ["model", paint("red", `failed (${code}) `) + oneLine(message) + next];
-    }
-    case "tool.result": {
-      const { tool_name, status, output, duration_ms } = event.data;
-      const mark = status === "ok" ? paint("green", "←") : paint("red", `← ${status}`);
-      return [
-        "tool",
-        `${mark} ${oneLine(tool_name, 64)} ${oneLine(output, room(tool_name))} ${paint("dim", `(${duration(duration_ms)})`)}`,
-      ];
-    }
-    case "run.retrying": {
-      const { attempt, delay_ms, error } = event.data;
-      return ["retrying", `attempt ${attempt} in ${duration(delay_ms)}: ${oneLine(error.message)}`];
-    }
-    case "run.handed_over":
-      return ["handover", "its worker is stopping, another goes on"];
-    case "run.rescued":
-      return ["rescued", "its worker died, another goes on"];
-    case "run.cancel_requested":
-      return ["cancel", "its worker has been told"];
-    case "run.completed":
-    case "run.partial":
-    case "run.failed":
-    case "run.cancelled":
-      return ["end", describeEnd[event.type]!(event.data)];
-    default:
-      return [event.type, ""];
-  }
-}

@@ -1,0 +1,75 @@
+/** `drover budget` and `drover rollback`: what may be spent, and undoing what a run did. */
+import type { BudgetAnswer } from "@drover/protocol";
+import { CliError, exitCodes } from "../exit.ts";
+import { money, table } from "../text.ts";
+import type { DroverClient } from "./http.ts";
+import { print, printJson, showOutcome, waitToEnd } from "./outcome.ts";
+
+export interface BudgetOptions {
+  json?: boolean;
+  run?: string;
+  maxCost?: number;
+  actions?: number;
+  day?: number | "none";
+  month?: number | "none";
+  session?: number | "none";
+}
+
+/** Without options: how the tenant's budget stands. With `--run`: raises that run's; else sets the caps that are named. */
+export async function budget(client: DroverClient, options: BudgetOptions): Promise<number> {
+  const ofRun = given({ max_cost_usd: options.maxCost, actions: options.actions });
+  const ofTenant = given({
+    day_usd: capOf(options.day),
+    month_usd: capOf(options.month),
+    session_usd: capOf(options.session),
+  });
+  if (options.run !== undefined) {
+    if (ofTenant) throw new CliError(exitCodes.usage, "--day, --month and --session are the tenant's: leave out --run");
+    if (!ofRun) throw new CliError(exitCodes.usage, "say what to raise: --max-cost USD or --actions N");
+    const raised = await client.raiseBudget(options.run, ofRun);
+    if (options.json) printJson(raised);
+    else print(`${raised.task_id}  ${raised.status}`);
+    return exitCodes.done;
+  }
+  if (ofRun) throw new CliError(exitCodes.usage, "--max-cost and --actions are a run's: say which with --run run_…");
+  const answer = ofTenant ? await client.setBudget(ofTenant) : await client.budget();
+  if (options.json) printJson(answer);
+  else print(...budgetLines(answer));
+  return exitCodes.done;
+}
+
+function budgetLines(budget: BudgetAnswer): string[] {
+  const shown = (usd: number | null) => (usd === null ? "none" : money(usd));
+  return table([
+    ["PER", "CAP", "USED"],
+    ["day (UTC)", shown(budget.day_usd), money(budget.day_used_usd)],
+    ["month (UTC)", shown(budget.month_usd), money(budget.month_used_usd)],
+    ["session", shown(budget.session_usd), ""],
+  ]);
+}
+
+const capOf = (given: number | "none" | undefined) => (given === "none" ? null : given);
+
+/** undefined when nothing is given. */
+function given<T extends object>(fields: T): T | undefined {
+  return Object.values(fields).some((value) => value !== undefined) ? fields : undefined;
+}
+
+export interface RollbackOptions {
+  json?: boolean;
+  wait?: boolean;
+  /** Seconds to wait at most. */
+  timeout?: number;
+}
+
+export async function rollback(client: DroverClient, id: string, options: RollbackOptions): Promise<number> {
+  const accepted = await client.rollBack(id);
+  if (!options.wait) {
+    if (options.json) printJson(accepted);
+    else print(`${accepted.task_id}  ${accepted.status}`, "", `  drover events ${accepted.task_id} --follow`);
+    return exitCodes.done;
+  }
+  // An end that has not come yet is said by `showOutcome`.
+  await waitToEnd(client, accepted.task_id, options.timeout);
+  return await showOutcome(client, accepted.task_id, options);
+}
