@@ -21,6 +21,12 @@ const markers = { begin: "<!-- config:begin -->", end: "<!-- config:end -->" };
 /** What the commands read beside the processes' own configuration. */
 const commandVariables: ConfigVariable[] = [
   {
+    name: "DROVER_APP_ROLE",
+    meaning:
+      "database role that `drover migrate` grants what the processes need, and no more than inserts into the audit trail",
+    default: null,
+  },
+  {
     name: "DROVER_DATA_DIR",
     meaning: "folder of `dev`: embedded Postgres, first API key, workspaces",
     default: ".drover",

@@ -1,6 +1,7 @@
 /** Approvals over HTTP: who may decide what, once; and what a decision does to the run that waits for it. */
 import { fromWireId } from "@drover/protocol";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
+import { startReceiver, verified } from "../support/receiver.ts";
 import { ask } from "./asking.ts";
 import { type Carried, calling, startCarried, testTools } from "./carried.ts";
 import { paths, startWorld, type World } from "./world.ts";
@@ -9,7 +10,9 @@ let world: Carried;
 /** Without a worker: a test owns the runs. */
 let quiet: World;
 beforeAll(async () => {
-  world = await startCarried();
+  world = await startCarried({
+    env: { DROVER_PUBLIC_URL: "https://drover.example.com", DROVER_EGRESS_ALLOW: "127.0.0.0/8" },
+  });
   quiet = await startWorld({ deps: { tools: testTools() } });
 });
 afterEach(() => {
@@ -22,11 +25,14 @@ afterAll(async () => {
 });
 
 const mail = { to: "ann@example.com", text: "Your lamp is on its way." };
-const decide = (id: string, body: object, on: World = quiet, key = on.adminKey) => on.post(`/approvals/${id}`, body, { key });
+const decide = (id: string, body: object, on: World = quiet, key = on.adminKey) =>
+  on.post(`/approvals/${id}`, body, { key });
 
 /** A run whose model wants to send a mail and then says what came of it; it waits for a person. */
 async function waitingRun(): Promise<{ taskId: string; id: string; seq: number }> {
-  world.models.script((call) => (call.turn === 0 ? calling("send_mail", mail) : `It said: ${call.results[0]!.content}`));
+  world.models.script((call) =>
+    call.turn === 0 ? calling("send_mail", mail) : `It said: ${call.results[0]!.content}`,
+  );
   const taskId = await world.submit();
   const { seq } = await world.until(taskId, "run.waiting");
   const { body } = await world.get(`/query/${taskId}/approvals`);
@@ -68,7 +74,13 @@ describe("a run that waits for a person", () => {
     const { taskId, id } = await waitingRun();
     const { status, body } = await decide(id, { decision: "approve", note: "Go." }, world);
     expect(status).toBe(200);
-    expect(body).toMatchObject({ id, status: "approved", decision: "approve", note: "Go.", decided_by: expect.stringMatching(/^key_/) });
+    expect(body).toMatchObject({
+      id,
+      status: "approved",
+      decision: "approve",
+      note: "Go.",
+      decided_by: expect.stringMatching(/^key_/),
+    });
     expect(["queued", "running", "completed"]).toContain(body.run_status);
     expect((await world.end(taskId)).result.output).toBe("It said: sent");
     expect(world.done).toEqual([["send_mail", mail]]);
@@ -93,6 +105,32 @@ describe("a run that waits for a person", () => {
     expect(body).toMatchObject({ status: "approved", edited_input: edited, input: mail });
     await world.end(taskId);
     expect(world.done).toEqual([["send_mail", edited]]);
+  });
+
+  test("somebody without a key: from the webhook by its link to the page, by its form to the end of the run", async () => {
+    const receiver = await startReceiver();
+    try {
+      world.models.script((call) => (call.turn === 0 ? calling("send_mail", mail) : "done"));
+      const taskId = await world.submit({ callback_url: `${receiver.url}/hook`, events: ["query.waiting"] });
+      const [told] = await receiver.waitFor(1);
+      const { secret } = (await world.get("/webhooks/secret")).body;
+      const { type, data } = verified(told!, secret) as { type: string; data: { approvals: { link: string }[] } };
+      expect(type).toBe("query.waiting");
+      const link = new URL(data.approvals[0]!.link);
+      expect(link.origin).toBe("https://drover.example.com");
+      expect((await world.get(link.pathname, { key: null })).text).toContain("ann@example.com");
+      expect(world.done).toEqual([]);
+      const page = await world.call("POST", link.pathname, {
+        key: null,
+        raw: "decision=approve",
+        headers: { "content-type": "application/x-www-form-urlencoded" },
+      });
+      expect(page.status).toBe(200);
+      expect((await world.end(taskId)).status).toBe("completed");
+      expect(world.done).toEqual([["send_mail", mail]]);
+    } finally {
+      await receiver.close();
+    }
   });
 
   test("cancelled: nothing is left to decide", async () => {
@@ -124,11 +162,16 @@ describe("deciding", () => {
   test("the audit trail says who", async () => {
     const { taskId, id } = await ask(quiet);
     await decide(id, { decision: "reject" });
-    const { rows } = await quiet.pool.query("SELECT actor, action, data FROM audit_entries WHERE run_id = $1 AND action LIKE 'approval.%'", [
-      fromWireId("run", taskId),
-    ]);
+    const { rows } = await quiet.pool.query(
+      "SELECT actor, action, data FROM audit_entries WHERE run_id = $1 AND action LIKE 'approval.%'",
+      [fromWireId("run", taskId)],
+    );
     expect(rows).toEqual([
-      { actor: expect.stringMatching(/^key_/), action: "approval.rejected", data: expect.objectContaining({ approval: id, tool: "send_mail" }) },
+      {
+        actor: expect.stringMatching(/^key_/),
+        action: "approval.rejected",
+        data: expect.objectContaining({ approval: id, tool: "send_mail" }),
+      },
     ]);
   });
 
@@ -220,8 +263,28 @@ test("lists are pages, newest first, and their cursor is their own", async () =>
   expect(paths((await quiet.get("/approvals?status=open")).body)).toEqual(["status"]);
 });
 
+test("a callback gets links only where the key that named it may decide by itself", async () => {
+  const linked = async (on: World, key: string, body: object) => {
+    const hook = { callback_url: "https://example.com/hook", events: ["query.waiting"], delay_seconds: 60 };
+    const taskId = await on.submit({ ...hook, ...body }, { key });
+    const { body: log } = await on.get(`/query/${taskId}/events`);
+    return log.data[0].data.callback_decides;
+  };
+  const strict = await startWorld({ env: { DROVER_APPROVE_OWN: "false" } });
+  try {
+    expect(await linked(quiet, quiet.adminKey, {})).toBe(true);
+    expect(await linked(quiet, quiet.adminKey, { events: ["query.failed"] })).toBeUndefined();
+    expect(await linked(quiet, await quiet.keyOf("submitter"), {})).toBeUndefined();
+    expect(await linked(strict, strict.adminKey, {})).toBeUndefined();
+  } finally {
+    await strict.close();
+  }
+});
+
 test("where keys may not decide about their own runs, the submitter's is refused, also a link; another one decides", async () => {
-  const strict = await startWorld({ env: { DROVER_APPROVE_OWN: "false", DROVER_PUBLIC_URL: "https://drover.example.com" } });
+  const strict = await startWorld({
+    env: { DROVER_APPROVE_OWN: "false", DROVER_PUBLIC_URL: "https://drover.example.com" },
+  });
   try {
     const { id } = await ask(strict);
     const own = await strict.post(`/approvals/${id}`, { decision: "approve" });

@@ -22,9 +22,21 @@ const twoPrices = () =>
 describe("a tenant's budget", () => {
   test("is without caps until somebody sets them; what is left out stays", async () => {
     expect((await world.get("/budget")).body).toMatchObject({ day_usd: null, month_usd: null, session_usd: null });
-    expect((await put({ day_usd: 2.5, month_usd: 0 })).body).toMatchObject({ day_usd: 2.5, month_usd: 0, session_usd: null });
-    expect((await put({ session_usd: 0.000001 })).body).toMatchObject({ day_usd: 2.5, month_usd: 0, session_usd: 0.000001 });
-    expect((await put({ month_usd: null })).body).toMatchObject({ day_usd: 2.5, month_usd: null, session_usd: 0.000001 });
+    expect((await put({ day_usd: 2.5, month_usd: 0 })).body).toMatchObject({
+      day_usd: 2.5,
+      month_usd: 0,
+      session_usd: null,
+    });
+    expect((await put({ session_usd: 0.000001 })).body).toMatchObject({
+      day_usd: 2.5,
+      month_usd: 0,
+      session_usd: 0.000001,
+    });
+    expect((await put({ month_usd: null })).body).toMatchObject({
+      day_usd: 2.5,
+      month_usd: null,
+      session_usd: 0.000001,
+    });
     expect((await world.get("/budget")).body).toMatchObject({ day_usd: 2.5, month_usd: null, session_usd: 0.000001 });
   });
 
@@ -37,7 +49,10 @@ describe("a tenant's budget", () => {
     await world.get(`/query/status/${taskId}?wait=30`, { key });
     const { cost_usd } = (await world.get(`/query/status/${taskId}`, { key })).body;
     expect(cost_usd).toBeGreaterThan(0);
-    expect((await world.get("/budget", { key })).body).toMatchObject({ day_used_usd: cost_usd, month_used_usd: cost_usd });
+    expect((await world.get("/budget", { key })).body).toMatchObject({
+      day_used_usd: cost_usd,
+      month_used_usd: cost_usd,
+    });
   });
 
   test.each([
@@ -86,7 +101,10 @@ describe("a run's budget", () => {
     twoPrices();
     const taskId = await world.submit({ budget: { actions: 5, at_cap: "pause" } });
     const { seq } = await world.until(taskId, "run.waiting");
-    expect((await world.get(`/query/status/${taskId}`)).body).toMatchObject({ waiting_for: "budget", waiting_level: "actions" });
+    expect((await world.get(`/query/status/${taskId}`)).body).toMatchObject({
+      waiting_for: "budget",
+      waiting_level: "actions",
+    });
     expect(world.done).toHaveLength(1);
     const { status, body } = await world.post(`/query/${taskId}/budget`, { actions: 10 });
     expect(status).toBe(200);

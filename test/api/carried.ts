@@ -1,5 +1,17 @@
-/** An API and a worker over one database: queries are carried out, by a scripted model and tools that write down how they were called. */
-import { type AgentDefinition, defaultAgent, defineTool, type EventType, type LogEvent, ToolRegistry } from "@drover/harness";
+/**
+ * An API and a worker over one database: queries are carried out, by a scripted model and tools that write down how they were called, and
+ * webhooks are delivered.
+ */
+import { createDelivery } from "@drover/delivery";
+import { createEgress } from "@drover/egress";
+import {
+  type AgentDefinition,
+  defaultAgent,
+  defineTool,
+  type EventType,
+  type LogEvent,
+  ToolRegistry,
+} from "@drover/harness";
 import { createModels, modelConfig } from "@drover/llm";
 import { fromWireId } from "@drover/protocol";
 import { openQueue } from "@drover/queue";
@@ -68,6 +80,15 @@ export async function startCarried(options: WorldOptions = {}): Promise<Carried>
   const queue = await openQueue(world.config, { logger: silent, postgresUrl: world.databaseUrl });
   const source = createModels(modelConfig.parse({ ...models.env(), DROVER_MODEL: "anthropic/claude-sonnet-4-5" }));
   const blobs = postgresBlobs(world.pool);
+  const egress = createEgress({ allow: world.config.DROVER_EGRESS_ALLOW });
+  const delivery = createDelivery({
+    pool: world.pool,
+    blobs,
+    egress,
+    logger: silent,
+    publicUrl: world.config.DROVER_PUBLIC_URL,
+  });
+  delivery.start();
   const worker = await startWorker({
     pool: world.pool,
     directUrl: world.databaseUrl,
@@ -85,6 +106,7 @@ export async function startCarried(options: WorldOptions = {}): Promise<Carried>
     leaseMs: 10_000,
     partialEveryMs: 1000,
     workspaces: "unused",
+    onSettled: () => delivery.nudge(),
   });
 
   return {
@@ -109,6 +131,8 @@ export async function startCarried(options: WorldOptions = {}): Promise<Carried>
     },
     async close() {
       await worker.stop(0);
+      await delivery.close(0);
+      await egress.close();
       await queue.close();
       await models.close();
       await world.close();

@@ -36,7 +36,10 @@ describe("a link", () => {
   test("is the same every time, and lasts as long as its question", async () => {
     const { id, request } = await ask(world);
     const first = await world.post(`/approvals/${id}/link`);
-    expect(first.body).toEqual({ url: expect.stringMatching(/\/approvals\/link\/[\w-]{64}$/), expires_at: request.expires_at });
+    expect(first.body).toEqual({
+      url: expect.stringMatching(/\/approvals\/link\/[\w-]{64}$/),
+      expires_at: request.expires_at,
+    });
     expect((await world.post(`/approvals/${id}/link`)).body).toEqual(first.body);
   });
 
@@ -75,7 +78,13 @@ describe("a link", () => {
       return path.slice(0, base + at) + flipped + path.slice(base + at + 1);
     });
     const half = base + 22;
-    for (const wrong of [...changed, path.slice(0, -1), `${path}A`, path.slice(0, half) + other.slice(half), `${path.slice(0, base)}x`]) {
+    for (const wrong of [
+      ...changed,
+      path.slice(0, -1),
+      `${path}A`,
+      path.slice(0, half) + other.slice(half),
+      `${path.slice(0, base)}x`,
+    ]) {
       const page = await open(wrong);
       expect(page.status, wrong).toBe(404);
       expect(page.text).toBe(nothing);
@@ -87,10 +96,14 @@ describe("a link", () => {
   test("opens nothing once its time is up, decided or not", async () => {
     const { id } = await ask(world);
     const path = await linkTo(id);
-    await world.pool.query("UPDATE approvals SET expires_at = now() - interval '1 ms' WHERE id = $1", [fromWireId("approval", id)]);
+    await world.pool.query("UPDATE approvals SET expires_at = now() - interval '1 ms' WHERE id = $1", [
+      fromWireId("approval", id),
+    ]);
     expect((await open(path)).status).toBe(404);
     // Signed for the time that it has now, and over all the same.
-    const { rows } = await world.pool.query("SELECT id, expires_at FROM approvals WHERE id = $1", [fromWireId("approval", id)]);
+    const { rows } = await world.pool.query("SELECT id, expires_at FROM approvals WHERE id = $1", [
+      fromWireId("approval", id),
+    ]);
     const make = await linkMaker(world.pool, "default", "");
     expect((await open(make({ id: rows[0].id, expiresAt: rows[0].expires_at }))).status).toBe(404);
     expect((await send(path, { decision: "approve" })).status).toBe(404);
@@ -101,12 +114,19 @@ describe("a link", () => {
     const { id, request } = await ask(world);
     await world.keyOf("admin", "other");
     const make = await linkMaker(world.pool, "other", "");
-    expect((await open(make({ id: fromWireId("approval", id)!, expiresAt: new Date(request.expires_at) }))).status).toBe(404);
+    expect(
+      (await open(make({ id: fromWireId("approval", id)!, expiresAt: new Date(request.expires_at) }))).status,
+    ).toBe(404);
   });
 });
 
 describe("the page", () => {
-  const hostile = { "</pre><script>alert(1)</script>": "\"'&<b>", turned: "pay \u202e001\u2069 now", hidden: "a\u200bb", bell: "\u0007" };
+  const hostile = {
+    "</pre><script>alert(1)</script>": "\"'&<b>",
+    turned: "pay \u202e001\u2069 now",
+    hidden: "a\u200bb",
+    bell: "\u0007",
+  };
 
   test("shows what is asked, escaped, and decides nothing however often it is opened", async () => {
     const { id } = await ask(world, { input: hostile, reason: "<img src=x onerror=alert(1)>" });
@@ -143,7 +163,9 @@ describe("the page", () => {
   });
 
   test("is cut where nobody would read on, and says so", async () => {
-    const page = await open(await linkTo((await ask(world, { subject: "output", tool_name: "", input: "x".repeat(300_000) })).id));
+    const page = await open(
+      await linkTo((await ask(world, { subject: "output", tool_name: "", input: "x".repeat(300_000) })).id),
+    );
     expect(page.text).toContain("the beginning of 300000 characters");
     expect(page.text.length).toBeLessThan(220_000);
   });
@@ -185,7 +207,9 @@ describe("the page", () => {
   test("a run that was cancelled has nothing to decide any more", async () => {
     const { id, taskId } = await ask(world);
     const path = await linkTo(id);
-    await world.pool.query("UPDATE runs SET status = 'queued', worker = NULL WHERE id = $1", [fromWireId("run", taskId)]);
+    await world.pool.query("UPDATE runs SET status = 'queued', worker = NULL WHERE id = $1", [
+      fromWireId("run", taskId),
+    ]);
     await world.post(`/query/${taskId}/cancel`);
     const page = await send(path, { decision: "approve" });
     expect(page.status).toBe(409);
@@ -197,7 +221,11 @@ describe("the page", () => {
     const { id } = await ask(world, { subject: "uncertain" });
     const path = await linkTo(id);
     const { text } = await open(path);
-    expect([...text.matchAll(/name="decision" value="(\w+)"/g)].map(([, value]) => value)).toEqual(["done", "retry", "fail"]);
+    expect([...text.matchAll(/name="decision" value="(\w+)"/g)].map(([, value]) => value)).toEqual([
+      "done",
+      "retry",
+      "fail",
+    ]);
     expect((await send(path, { decision: "done" })).status).toBe(200);
     expect((await world.get(`/approvals/${id}`)).body).toMatchObject({ status: "approved", decision: "done" });
   });

@@ -1,6 +1,14 @@
 /** What tests of the API share: a server over a database of its own, keys of every role, clients, and an owner for runs. */
 import { randomBytes } from "node:crypto";
-import { type Api, type ApiDeps, type ApiProcessConfig, apiProcessConfig, createKey, type Role, startApi } from "@drover/api";
+import {
+  type Api,
+  type ApiDeps,
+  type ApiProcessConfig,
+  apiProcessConfig,
+  createKey,
+  type Role,
+  startApi,
+} from "@drover/api";
 import type { EventData, EventType, NewEvent } from "@drover/harness";
 import { fromWireId, loadConfig, type Problem, uuidv7 } from "@drover/protocol";
 import { migrateQueue, openSignals, type Signals } from "@drover/queue";

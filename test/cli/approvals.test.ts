@@ -13,7 +13,11 @@ let models: ModelServer;
 beforeAll(async () => {
   models = await startModelServer();
   const config = new URL("./asking.config.ts", import.meta.url).pathname;
-  dev = await startDev(dataDir, { ...models.env(), DROVER_MODEL: "anthropic/claude-sonnet-4-5", DROVER_CONFIG: config });
+  dev = await startDev(dataDir, {
+    ...models.env(),
+    DROVER_MODEL: "anthropic/claude-sonnet-4-5",
+    DROVER_CONFIG: config,
+  });
 });
 beforeEach(() => models.reset());
 afterAll(async () => {
@@ -30,7 +34,9 @@ const mails = () =>
       : `It was ${call.results[0]!.content}.`,
   );
 const prices = (count: number) =>
-  models.script((call) => (call.turn < count ? { toolCalls: [{ name: "set_price", input: { price: call.turn } }] } : "done"));
+  models.script((call) =>
+    call.turn < count ? { toolCalls: [{ name: "set_price", input: { price: call.turn } }] } : "done",
+  );
 
 /** A run that waits, and the process that follows it. */
 async function follow(...args: string[]) {
@@ -112,7 +118,7 @@ describe("budget", () => {
   it("of a run: it waits at the cap, shows the command, and goes on when it is raised", async () => {
     prices(2);
     const { process, taskId } = await follow("--action-budget", "5", "--at-cap", "pause");
-    expect(process.output()).toContain(`drover budget --run ${taskId} --actions N`);
+    await process.waitForLine(`drover budget --run ${taskId} --actions N`);
     const raised = await client("budget", "--run", taskId, "--actions", "10");
     expect(raised).toMatchObject({ code: 0 });
     expect(raised.stdout).toMatch(new RegExp(`^${taskId} {2}\\w+\n$`));
@@ -122,7 +128,10 @@ describe("budget", () => {
   });
 
   it("of the tenant: shown, set, lifted", async () => {
-    expect((await client("budget", "--day", "12.5", "--json")).json()).toMatchObject({ day_usd: 12.5, month_usd: null });
+    expect((await client("budget", "--day", "12.5", "--json")).json()).toMatchObject({
+      day_usd: 12.5,
+      month_usd: null,
+    });
     expect((await client("budget")).stdout).toMatch(/^day \(UTC\) +\$12\.50 +\$/m);
     expect((await client("budget", "--day", "none")).stdout).toMatch(/^day \(UTC\) +none/m);
   });

@@ -122,6 +122,80 @@ describe("RunView", () => {
     expect(text()).toContain("its worker died, another goes on");
   });
 
+  it("says in words what the door did, and what to type where somebody is needed", () => {
+    let text = "";
+    const shown = new RunView((piece) => {
+      text += piece;
+    }, "run_1");
+    const asked: Partial<EventData["approval.requested"]> = {
+      approval_id: "apr_1",
+      subject: "call",
+      tool_name: "mail",
+      input: { to: "a\u202eb" },
+      reason: "It cannot be undone.",
+      expires_at: "2026-11-22T09:30:00.000Z",
+    };
+    const decided = { approval_id: "apr_1", by: "key_1" };
+    const call = { iteration: 1, index: 0, tool_name: "mail" };
+    for (const one of [
+      event("action.called", 0, { iteration: 1, call: { id: "c", name: "mail", input: { to: "x" } } }),
+      event("approval.requested", 0, asked),
+      event("approval.requested", 0, { ...asked, subject: "uncertain" }),
+      event("run.waiting", 0, { waiting_for: "approval" }),
+      event("approval.decided", 0, { ...decided, decision: "approve", edited_input: { to: "y" } }),
+      event("approval.decided", 0, { ...decided, decision: "reject", note: "no" }),
+      event("approval.decided", 0, { ...decided, decision: "expire", by: "system" }),
+      event("run.resumed", 0, { waited_for: "approval" }),
+      event("tool.verified", 0, { ...call, answer: "not_done" }),
+      event("tool.held", 0, { ...call, status: "ok", output: "secret" }),
+      event("policy.applied", 0, {
+        policy: "pii",
+        action: "redact",
+        reason: "an e-mail address",
+        stage: "result",
+        tool_name: "mail",
+      }),
+      event("run.waiting", 0, { waiting_for: "budget", level: "run" }),
+      event("run.waiting", 0, { waiting_for: "budget", level: "tenant_day" }),
+      event("budget.raised", 0, { max_cost_usd: 2, action_budget: 9, by: "key_1" }),
+      event("run.resumed", 0, { waited_for: "budget" }),
+    ])
+      shown.show({ event: one });
+    expect(
+      text
+        .trimEnd()
+        .split("\n")
+        .map((line) => line.slice(11).trim()),
+    ).toEqual([
+      'action   → mail {"to":"x"}',
+      'approval ? mail {"to":"a\\u{202e}b"}',
+      "It cannot be undone.",
+      "drover approve apr_1",
+      'drover reject apr_1 --note "why"',
+      "see it whole:  drover approvals apr_1   (until 2026-11-22T09:30:00.000Z)",
+      'approval ? mail {"to":"a\\u{202e}b"}',
+      "It cannot be undone.",
+      "drover approve apr_1 --done     it took effect",
+      "drover approve apr_1            it runs again",
+      "drover reject apr_1             the run ends",
+      "see it whole:  drover approvals apr_1   (until 2026-11-22T09:30:00.000Z)",
+      "waiting  until somebody decides",
+      'approval approved by key_1, with other arguments {"to":"y"}',
+      "approval rejected by key_1: no",
+      "approval expired by system",
+      "resumed  it is decided",
+      "tool     mail was cut off by a crash: it says that it did not take effect",
+      "tool     held mail: the model does not see its result yet",
+      "policy   redacted result of mail (pii): an e-mail address",
+      "waiting  for its budget: its money is used up",
+      "raise it:  drover budget --run run_1 --max-cost USD",
+      "waiting  for its budget: the day's money is used up",
+      "raise it:  drover budget --day USD",
+      "budget   raised to $2.00 and 9 points by key_1",
+      "resumed  there is budget again",
+    ]);
+  });
+
   it("never lets a model or a tool move the terminal's cursor", () => {
     const { shown, text } = view();
     shown.show({ event: started() });
@@ -151,6 +225,22 @@ describe("timeline", () => {
     expect(model.indexOf("█")).toBeGreaterThan(queued.indexOf("█"));
     expect(wait).toMatch(/^wait +█{2}\S+ +600 ms$/);
     expect(new Set([queued, model, wait].map((line) => line.length)).size).toBe(1);
+  });
+
+  it("draws the time that a run waited for somebody apart from its time in the queue", () => {
+    const events = [
+      event("run.queued", 0, {}),
+      event("run.started", 10, {}),
+      event("run.waiting", 100, { waiting_for: "approval" }),
+      event("run.resumed", 700, { waited_for: "approval" }),
+      event("run.started", 720, {}),
+      event("run.completed", 1000, {}),
+    ];
+    expect(timelineOf(events).map(({ label, from, to }) => [label, from, to])).toEqual([
+      ["queued", 0, 10],
+      ["waiting for approval", 100, 700],
+      ["queued", 700, 720],
+    ]);
   });
 
   it("of no events is nothing", () => expect(drawTimeline([])).toEqual([]));

@@ -241,6 +241,7 @@ describe("what is sent", () => {
       timestamp: rows[0].created_at.toISOString(),
       data: {
         task_id: toWireId("run", run),
+        kind: "query",
         status: "completed",
         agent: "default",
         user_id: "u1",

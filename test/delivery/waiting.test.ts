@@ -14,7 +14,9 @@ const workerId = uuidv7();
 let world: World;
 beforeAll(async () => {
   world = await createWorld();
-  await world.pool.query("INSERT INTO workers (id, host, pid, slots, lease_ms) VALUES ($1, 'test', 1, 10, 3600000)", [workerId]);
+  await world.pool.query("INSERT INTO workers (id, host, pid, slots, lease_ms) VALUES ($1, 'test', 1, 10, 3600000)", [
+    workerId,
+  ]);
 });
 afterEach(() => world.cleanUp());
 afterAll(() => world.close());
@@ -23,21 +25,29 @@ type Asked = Pick<ApprovalRequest, "tool_name" | "input" | "subject">;
 const mail: Asked = { subject: "call", tool_name: "send_mail", input: { to: "ann@example.com" } };
 
 /** Claims a queued run, asks, and parks it. */
-async function park(id: string, questions: Asked[], level?: "actions"): Promise<{ approvals: ApprovalRequest[]; epoch: number }> {
+async function park(
+  id: string,
+  questions: Asked[],
+  level?: "actions",
+): Promise<{ approvals: ApprovalRequest[]; epoch: number }> {
   const [claimed] = await claimRuns(world.pool, workerId, [id]);
   const { epoch, tenant } = claimed!;
   const write = createLogWriter(world.pool, world.blobs, new AbortController().signal);
-  const approvals = questions.map((asked): ApprovalRequest => ({
-    ...asked,
-    approval_id: toWireId("approval", uuidv7()),
-    reason: "It cannot be undone.",
-    hash: "0".repeat(64),
-    expires_at: new Date(Date.now() + 60_000).toISOString(),
-    on_expiry: "reject",
-  }));
+  const approvals = questions.map(
+    (asked): ApprovalRequest => ({
+      ...asked,
+      approval_id: toWireId("approval", uuidv7()),
+      reason: "It cannot be undone.",
+      hash: "0".repeat(64),
+      expires_at: new Date(Date.now() + 60_000).toISOString(),
+      on_expiry: "reject",
+    }),
+  );
   for (const data of approvals) await write({ runId: id, epoch, tenant, event: { type: "approval.requested", data } });
   const waitingFor = level ? "budget" : "approval";
-  const data: EventData["run.waiting"] = level ? { waiting_for: "budget", level } : { waiting_for: "approval", approvals };
+  const data: EventData["run.waiting"] = level
+    ? { waiting_for: "budget", level }
+    : { waiting_for: "approval", approvals };
   const parked = await parkRun(world.pool, {
     runId: id,
     epoch,
@@ -117,7 +127,9 @@ test("every try sends the same bytes, also when the run has gone on and ended", 
   const [claimed] = await claimRuns(world.pool, workerId, [id]);
   const end = { runId: id, epoch: claimed!.epoch, eventId: uuidv7(), status: "completed", stopReason: null } as const;
   const data = JSON.stringify({ output: "done", stop_reason: null, error: null });
-  await leaveRuns(world.pool, [{ ...end, eventType: "run.completed", data, cancelledData: "{}", delayMs: 0, attempt: null }]);
+  await leaveRuns(world.pool, [
+    { ...end, eventType: "run.completed", data, cancelledData: "{}", delayMs: 0, attempt: null },
+  ]);
 
   receiver.reply(200);
   await world.passTime();

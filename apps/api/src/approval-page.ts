@@ -22,17 +22,25 @@ class Html {
 /** A template whose values are escaped, unless they are HTML. */
 function html(parts: TemplateStringsArray, ...values: (string | Html | Html[])[]): Html {
   const texts = values.map((value) =>
-    typeof value === "string" ? escape(visible(value)) : [value].flat().map(({ text }) => text).join(""),
+    typeof value === "string"
+      ? escaped(visible(value))
+      : [value]
+          .flat()
+          .map(({ text }) => text)
+          .join(""),
   );
   return new Html(String.raw({ raw: parts }, ...texts));
 }
 
 const escapes: Record<string, string> = { "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;" };
-const escape = (text: string): string => text.replace(/[&<>"']/g, (character) => escapes[character]!);
+const escaped = (text: string): string => text.replace(/[&<>"']/g, (character) => escapes[character]!);
 
 /** Control, format and unassigned characters as `\u{…}`: they hide text, or show it in another order than it has. */
 const visible = (text: string): string =>
-  text.replace(/(?![\n\t])[\p{C}\p{Zl}\p{Zp}\u115f\u1160\u3164\uffa0]/gu, (character) => `\\u{${character.codePointAt(0)!.toString(16)}}`);
+  text.replace(
+    /(?![\n\t])[\p{C}\p{Zl}\p{Zp}\u115f\u1160\u3164\uffa0]/gu,
+    (character) => `\\u{${character.codePointAt(0)!.toString(16)}}`,
+  );
 
 const questions: Record<Page["approval"]["subject"], { ask(tool: string): string; what: string }> = {
   call: { ask: (tool) => `May ${tool} be called?`, what: "Arguments" },
@@ -64,8 +72,10 @@ export function questionPage({ approval, now, ended }: Page): string {
 ${isOpen ? html`<p class="reason">${approval.reason}</p>` : html`<h2>What was asked: ${title}</h2>`}
 <dl>
 ${fact("Agent", approval.agent)}${approval.toolName === null ? html`` : fact("Tool", approval.toolName)}${fact("Asked", timeOf(approval.requestedAt))}${
-      isOpen ? fact("Expires", html`${timeOf(approval.expiresAt)}, in ${spanOf(approval.expiresAt.getTime() - now.getTime())}`) : html``
-    }
+  isOpen
+    ? fact("Expires", html`${timeOf(approval.expiresAt)}, in ${spanOf(approval.expiresAt.getTime() - now.getTime())}`)
+    : html``
+}
 </dl>
 ${contentOf("asked", what, approval.input)}
 ${edited === undefined ? html`` : contentOf("edited", "Approved with these arguments instead", edited)}
@@ -76,7 +86,8 @@ ${isOpen ? formOf(approval.subject === "uncertain") : html``}`,
 function outcomeOf({ decision, decidedBy, decidedAt }: Page["approval"], ended: boolean): Html {
   const kind = decision?.decision ?? "expire";
   const good = kind === "approve" || kind === "retry" || kind === "done";
-  const by = decidedBy === "link" ? "somebody with this link" : decidedBy === "system" ? "the service" : (decidedBy ?? "nobody");
+  const by =
+    decidedBy === "link" ? "somebody with this link" : decidedBy === "system" ? "the service" : (decidedBy ?? "nobody");
   return html`<div class="outcome ${good ? "good" : "bad"}" role="status">
 <h1>${outcomes[kind]}</h1>
 <p>Decided by ${by}${decidedAt ? html`, ${timeOf(decidedAt)}` : html``}. ${ended ? "The run has ended." : "Nothing is left to do here."}</p>
@@ -109,7 +120,10 @@ const titles: Record<number, [string, string]> = {
 
 /** A page that tells nothing of any question. */
 export function messagePage(status: number, requestId: string): string {
-  const [title, text] = titles[status] ?? ["Something went wrong", `Try again in a minute. If it stays so, tell whoever runs this service: ${requestId}.`];
+  const [title, text] = titles[status] ?? [
+    "Something went wrong",
+    `Try again in a minute. If it stays so, tell whoever runs this service: ${requestId}.`,
+  ];
   return document(title, html`<h1>${title}</h1><p class="reason">${text}</p>`);
 }
 
@@ -123,7 +137,9 @@ function contentOf(id: string, name: string, content: unknown): Html {
   const cut = text.length > longestContent;
   return html`<h2 id="${id}">${name}</h2>
 <pre tabindex="0" role="region" aria-labelledby="${id}">${cut ? text.slice(0, longestContent) : text}</pre>${
-    cut ? html`<p class="cut">Cut: this is the beginning of ${String(text.length)} characters. The log has the whole.</p>` : html``
+    cut
+      ? html`<p class="cut">Cut: this is the beginning of ${String(text.length)} characters. The log has the whole.</p>`
+      : html``
   }`;
 }
 

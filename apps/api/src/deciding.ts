@@ -1,6 +1,14 @@
 /** What the routes that move waiting runs share: saying yes or no, and waking whatever may go on then. */
 import { checkDecision, type WantedDecision } from "@drover/harness";
-import { type ApprovalRecord, decideApproval, type Left, readApproval, readRun, type Status, wakeRuns } from "@drover/runs";
+import {
+  type ApprovalRecord,
+  decideApproval,
+  type Left,
+  readApproval,
+  readRun,
+  type Status,
+  wakeRuns,
+} from "@drover/runs";
 import { storableJson } from "@drover/storage";
 import type { Context } from "./context.ts";
 import { invalid } from "./problems.ts";
@@ -25,7 +33,9 @@ export async function decide(
   if ("problem" in checked) throw invalid([checked.problem]);
   // The log would keep it changed, and then it would no longer be what was approved.
   if (wanted.editedInput !== undefined && storableJson(wanted.editedInput).changed)
-    throw invalid([{ path: "edited_input", message: "must not contain NUL, half a surrogate pair, or a number that is not finite" }]);
+    throw invalid([
+      { path: "edited_input", message: "must not contain NUL, half a surrogate pair, or a number that is not finite" },
+    ]);
   const { resumed } = await decideApproval(pool, blobs, asked, checked.decision);
   signals.news(runId);
   wake(context, resumed ? [resumed] : []);

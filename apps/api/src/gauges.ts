@@ -11,6 +11,9 @@ const statement = `
     (SELECT count(*) FROM runs WHERE status = 'queued' AND woken) AS due,
     (SELECT count(*) FROM runs WHERE status = 'queued' AND NOT woken) AS delayed,
     (SELECT count(*) FROM runs WHERE status = 'running') AS running,
+    (SELECT count(*) FROM runs WHERE status = 'waiting') AS waiting,
+    (SELECT count(*) FROM approvals WHERE status = 'pending') AS approvals,
+    (SELECT count(*) FROM audit_unchained) AS unchained,
     (SELECT greatest(0, extract(epoch FROM now() - min(available_at)))::float8 FROM runs WHERE status = 'queued' AND woken) AS oldest,
     (SELECT count(*) FROM deliveries WHERE status = 'pending') AS deliveries,
     (SELECT count(*) FROM workers WHERE heartbeat_at > clock_timestamp() - lease_ms * interval '1 ms') AS workers`;
@@ -19,6 +22,9 @@ interface Figures {
   due: number;
   delayed: number;
   running: number;
+  waiting: number;
+  approvals: number;
+  unchained: number;
   oldest: number | null;
   deliveries: number;
   workers: number;
@@ -42,6 +48,9 @@ export function createGauges(pool: Pool, queue: () => WakeQueue | null): () => P
     metrics.queueDepth.set({ state: "due" }, figures.due);
     metrics.queueDepth.set({ state: "delayed" }, figures.delayed);
     metrics.queueDepth.set({ state: "running" }, figures.running);
+    metrics.queueDepth.set({ state: "waiting" }, figures.waiting);
+    metrics.approvalsPending.set(figures.approvals);
+    metrics.auditUnchained.set(figures.unchained);
     metrics.queueOldestAge.set(figures.oldest ?? 0);
     metrics.deliveriesPending.set(figures.deliveries);
     metrics.workersLive.set(figures.workers);

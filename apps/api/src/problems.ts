@@ -18,7 +18,11 @@ export function sendProblem(logger: Logger, error: unknown, request: FastifyRequ
 }
 
 /** The problem that `error` is; logs what is our own fault. */
-export function explain(logger: Logger, error: unknown, request: FastifyRequest): { problem: Problem; retryAfter?: number } {
+export function explain(
+  logger: Logger,
+  error: unknown,
+  request: FastifyRequest,
+): { problem: Problem; retryAfter?: number } {
   const known = toDroverError(error);
   const problem = toProblem(known.code, known.message, request.id, known.errors);
   if (problem.status >= 500) {

@@ -215,7 +215,11 @@ function clientCommands(program: Command, run: Run): void {
     .option("--max-iterations <n>", "model turns at most", number)
     .option("--max-cost <usd>", "end when the model calls have cost so much", number)
     .option("--action-budget <points>", "points its tool calls may take together", number)
-    .addOption(new Option("--at-cap <what>", "at a cap of money or points: wrap up and end, or wait until it is raised").choices(["stop", "pause"]))
+    .addOption(
+      new Option("--at-cap <what>", "at a cap of money or points: wrap up and end, or wait until it is raised").choices(
+        ["stop", "pause"],
+      ),
+    )
     .option("--soft <seconds>", "active time after which the agent wraps up", number)
     .option("--hard <seconds>", "active time after which the run is ended", number)
     .option("--deadline <time>", "absolute limit, such as 2026-11-21T09:30:00Z")
@@ -274,7 +278,10 @@ function clientCommands(program: Command, run: Run): void {
     .option("--run <id>", "about this run only")
     .option("--limit <n>", "entries of one page", number)
     .option("--cursor <cursor>", "the next page, as the one before says")
-    .addHelpText("after", examples("drover approvals", "drover approvals apr_0193…", "drover approvals --run run_0193… --status all"))
+    .addHelpText(
+      "after",
+      examples("drover approvals", "drover approvals apr_0193…", "drover approvals --run run_0193… --status all"),
+    )
     .action((id: string | undefined, options) =>
       run(async () => (await import("./client/approvals.ts")).approvals(await connect(options), id, options)),
     );
@@ -291,7 +298,10 @@ function clientCommands(program: Command, run: Run): void {
     .option("--result <json>", "with --done: what the call returned; JSON, or @file")
     .addHelpText(
       "after",
-      examples("drover approve apr_0193…", `drover approve apr_0193… --input '{"to":"ann@example.com"}' --note "her new address"`),
+      examples(
+        "drover approve apr_0193…",
+        `drover approve apr_0193… --input '{"to":"ann@example.com"}' --note "her new address"`,
+      ),
     );
   decide("reject", "refuse what is asked; of a call that may have taken effect: end the run").addHelpText(
     "after",
@@ -309,7 +319,9 @@ function clientCommands(program: Command, run: Run): void {
       "after",
       examples("drover budget", "drover budget --day 50 --month none", "drover budget --run run_0193… --max-cost 2.50"),
     )
-    .action((options) => run(async () => (await import("./client/intervene.ts")).budget(await connect(options), options)));
+    .action((options) =>
+      run(async () => (await import("./client/intervene.ts")).budget(await connect(options), options)),
+    );
 
   client("list", "list runs, newest first")
     .option(

@@ -35,7 +35,10 @@ export function runMetrics(): RunObserver {
       else if (isFinal(left.status)) {
         finished(left);
         metrics.runDuration.observe({ status: left.status }, (run.ageMs + ownedMs) / 1000);
-      } else metrics.runsRequeued.inc({ reason: left.woken ? "handover" : "retry" });
+      } else {
+        const reason = left.status === "waiting" ? "waiting" : left.woken ? "handover" : "retry";
+        metrics.runsRequeued.inc({ reason });
+      }
     },
     ended: finished,
   };

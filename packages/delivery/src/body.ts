@@ -17,7 +17,7 @@ export interface Message {
   seq: number | null;
 }
 
-export interface Source {
+interface Source {
   db: Queryable;
   blobs: Blobs;
   /** What links to questions begin with; without it there are none. */

@@ -25,7 +25,10 @@ const fields = {
   expires_at: timestamp,
   on_expiry: z.enum(["reject", "fail"]).describe("what silence means"),
   decided_at: timestamp.nullable(),
-  decided_by: z.string().nullable().describe("the id of a key; `link`: somebody with a link; `system`: nobody decided in time, or the run ended"),
+  decided_by: z
+    .string()
+    .nullable()
+    .describe("the id of a key; `link`: somebody with a link; `system`: nobody decided in time, or the run ended"),
   decision: z.enum(["approve", "reject", "expire", "retry", "done", "fail"]).nullable(),
   note: z.string().nullable(),
   edited_input: z.unknown().optional().describe("approved with these arguments instead of `input`"),

@@ -7,8 +7,18 @@ const mostUsd = 1_000_000;
 
 export const raiseBudgetBody = z
   .strictObject({
-    max_cost_usd: z.number().positive().max(mostUsd).optional().describe("the run's new cap, more than the one there is"),
-    actions: z.number().positive().max(1_000_000_000).optional().describe("points its tool calls may take together, more than before"),
+    max_cost_usd: z
+      .number()
+      .positive()
+      .max(mostUsd)
+      .optional()
+      .describe("the run's new cap, more than the one there is"),
+    actions: z
+      .number()
+      .positive()
+      .max(1_000_000_000)
+      .optional()
+      .describe("points its tool calls may take together, more than before"),
   })
   .refine((raise) => Object.keys(raise).length > 0, {
     error: "must raise something: max_cost_usd or actions",
@@ -37,7 +47,11 @@ const caps = {
 };
 
 export const setBudgetBody = z
-  .strictObject({ day_usd: caps.day_usd.optional(), month_usd: caps.month_usd.optional(), session_usd: caps.session_usd.optional() })
+  .strictObject({
+    day_usd: caps.day_usd.optional(),
+    month_usd: caps.month_usd.optional(),
+    session_usd: caps.session_usd.optional(),
+  })
   .refine((change) => Object.keys(change).length > 0, {
     error: "must change something: day_usd, month_usd or session_usd",
     when: ({ issues }) => issues.length === 0,

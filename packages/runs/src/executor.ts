@@ -273,6 +273,7 @@ export class Executor {
       cancelledData: JSON.stringify(nothingLeft),
       delayMs: last ? 0 : delayMs,
       attempt: run.attempt + 1,
+      rollback: rollsBack(this.#options.agents, run),
     });
   }
 
@@ -362,7 +363,7 @@ export class Executor {
       left = await this.#park({ ...base, waitingFor: outcome.waitingFor, level, raises: state.raises, data });
     } else {
       const { event, ...leaving } = leavingOf(outcome, state, attempt, liveness.workerId);
-      const rollback = run.kind === "query" && agents.agent(run.agent)?.onFailure === "rollback";
+      const rollback = rollsBack(agents, run);
       left = await this.#leave({
         ...base,
         ...leaving,
@@ -378,6 +379,10 @@ export class Executor {
 
 /** Who acts, with what, under which policies. */
 type Way = Pick<LoopOptions, "agent" | "model" | "toolbox" | "policies">;
+
+/** Whether what a run did is undone when it does not complete. */
+export const rollsBack = (agents: Pick<AgentSource, "agent">, run: Pick<ClaimedRun, "kind" | "agent">): boolean =>
+  run.kind === "query" && agents.agent(run.agent)?.onFailure === "rollback";
 
 /** How an outcome of the loop leaves the worker. */
 function leavingOf(

@@ -322,7 +322,7 @@ export async function leaveRuns(db: Queryable, ops: Leaving[], from: "owned" | "
          stop_reason = CASE WHEN r.cancel_requested_at IS NULL THEN i.stop_reason END,
          waiting_for = NULL,
          waiting_level = NULL,
-         rollback = CASE WHEN i.rollback AND ${leavingStatus} IN ('failed', 'partial') THEN 'owed' ELSE r.rollback END,
+         rollback = CASE WHEN i.rollback AND r.steps > 0 AND ${leavingStatus} IN ('failed', 'partial') THEN 'owed' ELSE r.rollback END,
          worker = NULL,
          finished_at = CASE WHEN ${leavingStatus} <> 'queued' THEN now() END,
          available_at = CASE WHEN i.status = 'queued' THEN now() + i.delay_ms * interval '1 ms' ELSE r.available_at END,
@@ -405,6 +405,9 @@ export async function parkRun(pool: Pool, op: Parking): Promise<Left | null> {
       [op.runId, op.epoch],
     );
     if (rowCount === 0) return null;
+    // Whoever changes a cap finds the runs that wait for it after this lock, or this run finds the change.
+    if (op.waitingFor === "budget")
+      await tx.query("SELECT FROM budgets WHERE tenant = (SELECT tenant FROM runs WHERE id = $1) FOR SHARE", [op.runId]);
     const { rows } = await tx.query<LeftRow>(
       `WITH target AS (
          SELECT r.id, CASE WHEN r.cancel_requested_at IS NOT NULL THEN 'cancelled' WHEN ${stillOpen} THEN 'waiting' ELSE 'queued' END AS to
@@ -440,10 +443,14 @@ export async function parkRun(pool: Pool, op: Parking): Promise<Left | null> {
   });
 }
 
-/** Whether what the run `r` parks for ($3, its owner knowing of $4 raises) is still open. */
+/**
+ * Whether what the run `r` parks for ($3, its owner knowing of $4 raises) is still open. Caps around the run ($5) that were changed since the
+ * claim may have been changed after the owner was refused: it looks again.
+ */
 const stillOpen = `CASE $3::text
   WHEN 'approval' THEN EXISTS (SELECT FROM approvals a WHERE a.run_id = r.id AND a.status = 'pending')
-  ELSE r.budget_raises <= $4::int END`;
+  ELSE r.budget_raises <= $4::int AND NOT EXISTS (SELECT FROM budgets b WHERE b.tenant = r.tenant AND b.changed_at >= r.claimed_at
+    AND $5::text IN ('session', 'tenant_day', 'tenant_month')) END`;
 
 /**
  * waiting -> queued for those of `ids` that have nothing open any more (`approval`), or whose cap was raised (`budget`). Lock the runs

@@ -10,6 +10,7 @@ import { type Blobs, ensurePartitions, faultOf, type Pool, transaction } from "@
 import type { Logger } from "@drover/telemetry";
 import { type ApprovalRecord, decideApproval, findExpired } from "./approvals.ts";
 import { releaseOrphans } from "./budget.ts";
+import { type AgentSource, rollsBack } from "./executor.ts";
 import { advanceClock, moveBases, tagEach } from "./fair.ts";
 import { encodeData, readLog } from "./log.ts";
 import {
@@ -33,6 +34,7 @@ export interface RescuerOptions {
   signals: Signals;
   logger: Logger;
   leaseMs: number;
+  agents: Pick<AgentSource, "agent">;
   /** No slot is free: nobody here claims from Postgres, so lost wake-ups must be looked for. */
   isFull(): boolean;
   /** The highest tag started per class since the last call. */
@@ -252,18 +254,20 @@ async function endOverdue(options: RescuerOptions): Promise<void> {
   const { rows } = await pool.query<{
     id: string;
     tenant: string;
+    agent: string;
+    kind: "query" | "rollback";
     epoch: number;
     cause: "cancelled" | "deadline" | "time_limit";
     batch_id: string | null;
   }>(
-    `SELECT r.id, r.tenant, r.epoch, r.batch_id,
+    `SELECT r.id, r.tenant, r.agent, r.kind, r.epoch, r.batch_id,
             CASE WHEN r.cancel_requested_at IS NOT NULL THEN 'cancelled'
                  WHEN r.deadline <= now() THEN 'deadline' ELSE 'time_limit' END AS cause
      FROM runs r LEFT JOIN workers w ON w.id = r.worker
      WHERE r.status = 'running' AND least(r.hard_at, r.deadline, r.cancel_requested_at)
              < now() - CASE WHEN w.id IS NULL THEN 0 ELSE $1 END * interval '1 ms'
      UNION ALL
-     SELECT id, tenant, epoch, batch_id, 'deadline' FROM runs WHERE status IN ('queued', 'waiting') AND deadline < now()
+     SELECT id, tenant, agent, kind, epoch, batch_id, 'deadline' FROM runs WHERE status IN ('queued', 'waiting') AND deadline < now()
      ORDER BY id LIMIT 200`,
     [graceAfterLimitMs],
   );
@@ -281,6 +285,7 @@ async function endOverdue(options: RescuerOptions): Promise<void> {
       cancelledData: await encodeData(blobs, run.tenant, kept),
       delayMs: 0,
       attempt: null,
+      rollback: rollsBack(options.agents, run),
     };
     const [ended] = await leaveRuns(pool, [leaving], "unowned");
     if (!ended) continue;

@@ -217,6 +217,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunWorker> {
     signals: options.signals,
     logger,
     leaseMs: options.leaseMs,
+    agents: options.agents,
     isFull: () => free() <= 0,
     startedTags: () => started,
     ...(options.observer?.ended && { onEnded: options.observer.ended }),

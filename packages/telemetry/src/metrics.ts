@@ -44,7 +44,7 @@ export const metrics = {
   /** `reason`: retry, handover, rescue. */
   runsRequeued: new Counter({
     name: "drover_runs_requeued_total",
-    help: "Runs that went back to the queue",
+    help: "Runs that gave their slot back: handover, retry, or waiting",
     labelNames: ["reason"] as const,
     registers,
   }),
@@ -134,7 +134,7 @@ export const metrics = {
   /** API, at scrape. `state`: due, delayed, running. */
   queueDepth: new Gauge({
     name: "drover_queue_depth",
-    help: "Runs that are due, delayed or backing off, and running; of the whole installation",
+    help: "Runs that are due, delayed or backing off, running, and waiting; of the whole installation",
     labelNames: ["state"] as const,
     registers,
   }),
@@ -146,6 +146,16 @@ export const metrics = {
   deliveriesPending: new Gauge({
     name: "drover_deliveries_pending",
     help: "Deliveries owed, of the whole installation",
+    registers,
+  }),
+  approvalsPending: new Gauge({
+    name: "drover_approvals_pending",
+    help: "Questions to people that nobody has decided",
+    registers,
+  }),
+  auditUnchained: new Gauge({
+    name: "drover_audit_unchained",
+    help: "Entries of the audit trail that the sequencer has not chained yet",
     registers,
   }),
   workersLive: new Gauge({

@@ -110,7 +110,10 @@ describe.each(main)("$name, beyond 100 kB", (policy) => {
   });
 
   it("throws for nothing, at any depth and any length", () => {
-    const long = ["a ", "4 ", "a", "\u200b", "\ufe0f"].map((piece) => piece.repeat(4_000_000 / piece.length));
+    const long = ["a ", "a", "4", "\u200b", "AKIAIOSFODNN7EXAMPLE"].map((piece) =>
+      piece.repeat(6_000_000 / piece.length),
+    );
+    long.push(...["sk-1", "eyJ", "Bearer 1", "-----BEGIN PRIVATE KEY-----"].map((begin) => begin + long[1]));
     for (const value of [deep(200_000), undefined, ...long]) expect(() => judge(policy, value)).not.toThrow();
   });
 });

@@ -9,7 +9,14 @@ import {
   decidedApproval,
   pageQuery,
 } from "@drover/protocol";
-import { type ApprovalFilter, type ApprovalRecord, linkMaker, listApprovals, readApproval, readRun } from "@drover/runs";
+import {
+  type ApprovalFilter,
+  type ApprovalRecord,
+  linkMaker,
+  listApprovals,
+  readApproval,
+  readRun,
+} from "@drover/runs";
 import { z } from "zod";
 import { approvalAnswer } from "../answers.ts";
 import type { App, Context } from "../context.ts";
@@ -128,7 +135,10 @@ export function approvalRoutes(app: App, context: Context): void {
       if (asked.status !== "pending")
         throw new DroverError("conflict", `It is ${asked.status} already, by ${asked.decidedBy}.`);
       if (config.DROVER_PUBLIC_URL === undefined)
-        throw new DroverError("conflict", "Links need the address at which people reach this service: set DROVER_PUBLIC_URL.");
+        throw new DroverError(
+          "conflict",
+          "Links need the address at which people reach this service: set DROVER_PUBLIC_URL.",
+        );
       const linkTo = await linkMaker(pool, caller.tenant, config.DROVER_PUBLIC_URL);
       return reply.send({ url: linkTo(asked), expires_at: asked.expiresAt.toISOString() });
     },

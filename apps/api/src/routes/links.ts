@@ -112,7 +112,10 @@ export async function linkRoutes(app: App, context: Context): Promise<void> {
   }
 }
 
-const failures = { 500: html("Something went wrong on our side"), 503: html("The service cannot decide now; try again") };
+const failures = {
+  500: html("Something went wrong on our side"),
+  503: html("The service cannot decide now; try again"),
+};
 
 function show(reply: FastifyReply, status: number, page: string): FastifyReply {
   return reply.code(status).headers(headers).serializer(String).send(page);

@@ -30,7 +30,10 @@ export function rollbackRoutes(app: App, context: Context): void {
         "what was not. Once: asking again gives the same run, unless that one failed or was cancelled. `conflict` while the query is not final.",
       params: z.object({ id: z.string().describe("`run_…`") }),
       querystring: z.strictObject({}),
-      response: { 200: json("There is a rollback already: this one"), 202: json("Accepted: it is stored and will run") },
+      response: {
+        200: json("There is a rollback already: this one"),
+        202: json("Accepted: it is stored and will run"),
+      },
     },
     handler: async (request, reply) => {
       const { tenant, keyId } = request.caller;

@@ -16,7 +16,11 @@ export interface ApprovalsOptions {
 }
 
 /** One question whole, or a table of them. */
-export async function approvals(client: DroverClient, id: string | undefined, options: ApprovalsOptions): Promise<number> {
+export async function approvals(
+  client: DroverClient,
+  id: string | undefined,
+  options: ApprovalsOptions,
+): Promise<number> {
   if (id !== undefined) {
     const asked = await client.approval(id);
     if (options.json) printJson(asked);
@@ -29,7 +33,8 @@ export async function approvals(client: DroverClient, id: string | undefined, op
   if (options.cursor !== undefined) query.set("cursor", options.cursor);
   const page = await client.approvals(options.run, query);
   if (options.json) printJson(page);
-  else if (page.data.length === 0) print(options.status === "all" ? "nothing was asked" : `nothing is ${options.status}`);
+  else if (page.data.length === 0)
+    print(options.status === "all" ? "nothing was asked" : `nothing is ${options.status}`);
   else {
     const rows = page.data.map((asked) => [
       asked.id,

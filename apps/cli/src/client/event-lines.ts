@@ -29,7 +29,14 @@ const caps: Record<BudgetLevel, { what: string; command(taskId: string): string 
   tenant_month: { what: "the month's money is used up", command: tenantCap("month") },
 };
 
-function askedLines({ approval_id, subject, tool_name, input, reason, expires_at }: ApprovalRequest): [string, string, ...string[]] {
+function askedLines({
+  approval_id,
+  subject,
+  tool_name,
+  input,
+  reason,
+  expires_at,
+}: ApprovalRequest): [string, string, ...string[]] {
   const what = tool_name === undefined ? subject : oneLine(tool_name, 64);
   const text = typeof input === "string" ? input : (JSON.stringify(input) ?? "");
   return [
@@ -89,7 +96,10 @@ export function linesOf(event: LogEvent, taskId = "run_…"): [string, string, .
       return ["tool", `${oneLine(tool_name, 64)} was cut off by a crash: it says ${verified[answer]}`];
     }
     case "tool.held":
-      return ["tool", `${paint("yellow", "held")} ${oneLine(event.data.tool_name, 64)}: the model does not see its result yet`];
+      return [
+        "tool",
+        `${paint("yellow", "held")} ${oneLine(event.data.tool_name, 64)}: the model does not see its result yet`,
+      ];
     case "policy.applied": {
       const { policy, action, stage, tool_name, reason } = event.data;
       const where = tool_name === undefined ? stage : `${stage} of ${oneLine(tool_name, 64)}`;
@@ -100,7 +110,8 @@ export function linesOf(event: LogEvent, taskId = "run_…"): [string, string, .
       return askedLines(event.data);
     case "approval.decided": {
       const { decision, by, note, edited_input } = event.data;
-      const edited = edited_input === undefined ? "" : `, with other arguments ${paint("dim", oneLine(edited_input, 60))}`;
+      const edited =
+        edited_input === undefined ? "" : `, with other arguments ${paint("dim", oneLine(edited_input, 60))}`;
       const said = note === undefined ? "" : `: ${oneLine(note, 200)}`;
       return ["approval", `${decisions[decision]} by ${oneLine(by, 64)}${edited}${said}`];
     }

@@ -92,7 +92,10 @@ export class DroverClient {
   }
 
   /** What people are or were asked; about one run, or all. */
-  async approvals(runId: string | undefined, query: URLSearchParams): Promise<{ data: ApprovalAnswer[]; next_cursor: string | null }> {
+  async approvals(
+    runId: string | undefined,
+    query: URLSearchParams,
+  ): Promise<{ data: ApprovalAnswer[]; next_cursor: string | null }> {
     const path = runId === undefined ? "/approvals" : `/query/${encodeURIComponent(runId)}/approvals`;
     return await json(await this.request(`${path}?${query}`));
   }

@@ -10,7 +10,13 @@ interface Bar {
 }
 
 const width = 40;
-const queues: ReadonlySet<LogEvent["type"]> = new Set(["run.queued", "run.retrying", "run.handed_over", "run.rescued", "run.resumed"]);
+const queues: ReadonlySet<LogEvent["type"]> = new Set([
+  "run.queued",
+  "run.retrying",
+  "run.handed_over",
+  "run.rescued",
+  "run.resumed",
+]);
 
 /** The bars of waiting for a worker or for people, of every model call and of every tool call that ended. */
 export function timelineOf(events: LogEvent[]): Bar[] {
@@ -22,7 +28,10 @@ export function timelineOf(events: LogEvent[]): Bar[] {
     const at = Date.parse(event.at) - zero;
     const step = (label: string, ms: number) => bars.push({ label, from: Math.max(0, at - ms), to: at });
     if (event.type === "run.waiting") waiting = { since: at, label: `waiting for ${event.data.waiting_for}` };
-    else if (waiting !== undefined && ["run.resumed", "run.cancelled", "run.partial", "run.failed"].includes(event.type)) {
+    else if (
+      waiting !== undefined &&
+      ["run.resumed", "run.cancelled", "run.partial", "run.failed"].includes(event.type)
+    ) {
       step(waiting.label, at - waiting.since);
       waiting = undefined;
     }

@@ -27,7 +27,7 @@ export const personalData: Record<PersonalKind, Finder[]> = {
  * are one. `git@host` is an account of a machine, `logo@2x.png` a file.
  */
 const email =
-  /(?!git@)(?:[\p{L}\p{N}._%+-]+@(?:[\p{L}\p{N}][\p{L}\p{N}-]{0,62}\.){1,20}(?!(?:png|jpe?g|gif|svg|webp|avif)(?![\p{L}\p{N}]))(?:xn--[a-z0-9-]{2,59}|\p{L}{2,63}))+/giu;
+  /(?<![\p{L}\p{N}._%+-])(?!git@)(?:[\p{L}\p{N}._%+-]+@(?:[\p{L}\p{N}][\p{L}\p{N}-]{0,62}\.){1,20}(?!(?:png|jpe?g|gif|svg|webp|avif)(?![\p{L}\p{N}]))(?:xn--[a-z0-9-]{2,59}|\p{L}{2,63}))+/giu;
 
 function findEmails(text: string): Span[] {
   return text.includes("@") ? spansOf(email, text) : [];

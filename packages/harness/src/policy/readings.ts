@@ -101,10 +101,13 @@ function spelledOut(plain: string): string[] {
   return runs.map((run) => run.replace(/[^a-z]+/g, ""));
 }
 
-/** 16 characters of base64 (RFC 4648, both alphabets), lines of it as MIME wraps them, 12 bytes of hexadecimal: at least. */
-const base64 = /[A-Za-z0-9+/_-]{16,}/g;
+/**
+ * 16 characters of base64 (RFC 4648, both alphabets), lines of it as MIME wraps them, 12 bytes of hexadecimal: at least. Read in pieces
+ * of 100,000, because V8 runs out of stack for millions; those hold whole groups.
+ */
+const base64 = /[A-Za-z0-9+/_-]{16,100000}/g;
 const wrapped = /(?<![A-Za-z0-9+/])(?:[A-Za-z0-9+/]{60,76}\r?\n){1,5000}[A-Za-z0-9+/]{2,76}/g;
-const hexadecimal = /(?<![A-Za-z0-9])(?:0x)?[0-9A-Fa-f]{24,}/g;
+const hexadecimal = /(?:0x)?[0-9A-Fa-f]{24,100000}/g;
 
 function decode(text: string): string {
   const texts = [
