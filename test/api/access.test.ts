@@ -156,6 +156,15 @@ const routes: [method: string, path: string, allowed: Role[], body?: unknown][] 
   ["DELETE", `/webhooks/whk_${nobody}`, ["operator", "admin"]],
   ["POST", `/webhooks/whk_${nobody}/rotate-secret`, ["operator", "admin"]],
   ["POST", `/webhooks/whk_${nobody}/test`, ["operator", "admin"]],
+  ["GET", `/query/run_${nobody}/approvals`, ["submitter", "approver", "operator", "admin"]],
+  ["GET", "/approvals", ["submitter", "approver", "operator", "admin"]],
+  ["GET", `/approvals/apr_${nobody}`, ["submitter", "approver", "operator", "admin"]],
+  ["POST", `/approvals/apr_${nobody}`, ["approver", "admin"], { decision: "approve" }],
+  ["POST", `/approvals/apr_${nobody}/link`, ["approver", "admin"]],
+  ["POST", `/query/run_${nobody}/budget`, ["operator", "admin"], { actions: 1 }],
+  ["POST", `/query/run_${nobody}/rollback`, ["operator", "admin"]],
+  ["GET", "/budget", ["submitter", "approver", "operator", "admin"]],
+  ["PUT", "/budget", ["admin"], { day_usd: null }],
   ["GET", "/audit", ["operator", "admin"]],
   ["GET", "/webhooks/secret", ["admin"]],
   ["POST", "/webhooks/secret/rotate", ["admin"]],
@@ -175,7 +184,7 @@ describe("roles", () => {
   });
 
   test("the list above is every route there is", () => {
-    const open = ["/health", "/ready", "/metrics", "/openapi.json"];
+    const open = ["/health", "/ready", "/metrics", "/openapi.json", "/approvals/link/{token}"];
     const documented = Object.entries(world.document.paths).flatMap(([path, methods]) =>
       open.includes(path) ? [] : Object.keys(methods).map((method) => `${method.toUpperCase()} ${path}`),
     );

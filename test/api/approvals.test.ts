@@ -114,9 +114,10 @@ describe("a run that waits for a person", () => {
       const taskId = await world.submit({ callback_url: `${receiver.url}/hook`, events: ["query.waiting"] });
       const [told] = await receiver.waitFor(1);
       const { secret } = (await world.get("/webhooks/secret")).body;
-      const { type, data } = verified(told!, secret) as { type: string; data: { approvals: { link: string }[] } };
+      const { type, data } = verified(told!, secret);
       expect(type).toBe("query.waiting");
-      const link = new URL(data.approvals[0]!.link);
+      const [asked] = data.approvals as { link: string }[];
+      const link = new URL(asked!.link);
       expect(link.origin).toBe("https://drover.example.com");
       expect((await world.get(link.pathname, { key: null })).text).toContain("ann@example.com");
       expect(world.done).toEqual([]);

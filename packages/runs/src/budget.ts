@@ -230,8 +230,8 @@ export async function readBudget(db: Queryable, tenant: string): Promise<TenantB
     day_used: number;
     month_used: number;
   }>(
-    `SELECT b.day_nanos, b.month_nanos, b.session_nanos, ${usedAt("tenant_day", "YYYY-MM-DD")} AS day_used,
-            ${usedAt("tenant_month", "YYYY-MM")} AS month_used
+    `SELECT b.day_nanos, b.month_nanos, b.session_nanos, ${usedAt("tenant_day", "YYYY-MM-DD", "b.day_nanos")} AS day_used,
+            ${usedAt("tenant_month", "YYYY-MM", "b.month_nanos")} AS month_used
      FROM (SELECT $1::text AS tenant) t LEFT JOIN budgets b USING (tenant)`,
     [tenant],
   );
@@ -243,10 +243,25 @@ export async function readBudget(db: Queryable, tenant: string): Promise<TenantB
   };
 }
 
-/** Charged to the account where there is one, else summed. */
-function usedAt(level: OuterLevel, format: string): string {
-  return `(SELECT coalesce((SELECT used_nanos FROM budget_accounts a WHERE a.tenant = t.tenant AND a.level = '${level}'
+/** Charged to the account where there is one and a cap keeps it, else summed. */
+function usedAt(level: OuterLevel, format: string, cap: string): string {
+  return `(SELECT coalesce((SELECT used_nanos FROM budget_accounts a WHERE ${cap} IS NOT NULL AND a.tenant = t.tenant AND a.level = '${level}'
       AND a.ref = to_char(now() AT TIME ZONE 'UTC', '${format}')), ${usedSoFar("l")}) FROM (SELECT t.tenant, '${level}' AS level, '' AS ref) l)`;
+}
+
+/**
+ * Accounts of levels that have no cap now have missed what was spent without one. They go, and the next reservation makes them anew; where
+ * money is still set aside they stay, with what was spent so far.
+ */
+async function countAnew(tx: Transaction, tenant: string): Promise<void> {
+  const uncapped = `a.tenant = $1 AND b.tenant = $1
+    AND CASE a.level WHEN 'session' THEN b.session_nanos WHEN 'tenant_day' THEN b.day_nanos ELSE b.month_nanos END IS NULL`;
+  await tx.query(
+    `SELECT FROM budget_accounts a, budgets b WHERE ${uncapped} ORDER BY a.tenant, a.level, a.ref FOR UPDATE OF a`,
+    [tenant],
+  );
+  await tx.query(`DELETE FROM budget_accounts a USING budgets b WHERE ${uncapped} AND a.reserved_nanos = 0`, [tenant]);
+  await tx.query(`UPDATE budget_accounts a SET used_nanos = ${usedSoFar("a")} FROM budgets b WHERE ${uncapped}`, [tenant]);
 }
 
 /** What to change: nano-USD, null for no cap, undefined to leave it. */
@@ -260,6 +275,8 @@ export interface CapChange {
 export async function setBudget(pool: Pool, tenant: string, change: CapChange, actor: string): Promise<Left[]> {
   return await transaction(pool, async (tx) => {
     await tx.query("INSERT INTO budgets (tenant) VALUES ($1) ON CONFLICT DO NOTHING", [tenant]);
+    await tx.query("SELECT FROM budgets WHERE tenant = $1 FOR UPDATE", [tenant]);
+    await countAnew(tx, tenant);
     await tx.query(
       `UPDATE budgets SET day_nanos = CASE WHEN $2 THEN $3 ELSE day_nanos END, month_nanos = CASE WHEN $4 THEN $5 ELSE month_nanos END,
          session_nanos = CASE WHEN $6 THEN $7 ELSE session_nanos END, changed_at = clock_timestamp() WHERE tenant = $1`,
@@ -272,12 +289,6 @@ export async function setBudget(pool: Pool, tenant: string, change: CapChange, a
         change.session !== undefined,
         change.session ?? null,
       ],
-    );
-    // An account of a level that had no cap for a while has missed what was spent then: the next reservation counts anew.
-    await tx.query(
-      `DELETE FROM budget_accounts a USING budgets b WHERE a.tenant = $1 AND b.tenant = $1 AND a.reserved_nanos = 0
-         AND CASE a.level WHEN 'session' THEN b.session_nanos WHEN 'tenant_day' THEN b.day_nanos ELSE b.month_nanos END IS NULL`,
-      [tenant],
     );
     await recordAudit(tx, [{ tenant, actor, action: "budget.changed", runId: null, data: { ...change } }]);
     const waiting = await tx.query<{ id: string }>(

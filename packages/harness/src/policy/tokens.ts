@@ -69,7 +69,7 @@ function findTokens(text: string): Span[] {
 const keyBegins = /-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----/g;
 const keyEnds = /-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----/g;
 /** What follows a beginning without an end (text that was cut): lines of base64, also with `\n` written out. */
-const cutBody = /(?:(?:\s|\\[nr]){0,8}[A-Za-z0-9+/=]{16,65536}){0,2000}/y;
+const cutBody = /(?:(?:\s|\\[nr]){0,8}[A-Za-z0-9+/=]{16,4096}){0,500}/y;
 
 /** PEM (RFC 7468) and PGP. Every search goes on from where the last one ended, so many beginnings without an end cost nothing. */
 function findPrivateKeys(text: string): Span[] {
