@@ -162,12 +162,13 @@ describe("the page", () => {
     expect(page.text).not.toMatch(/<script|<link|style="|https?:\/\//);
   });
 
-  test("is cut where nobody would read on, and says so", async () => {
+  test("is cut where nobody would read on, says so, and then takes no yes", async () => {
     const page = await open(
       await linkTo((await ask(world, { subject: "output", tool_name: "", input: "x".repeat(300_000) })).id),
     );
     expect(page.text).toContain("the beginning of 300000 characters");
     expect(page.text.length).toBeLessThan(220_000);
+    expect([...page.text.matchAll(/name="decision" value="(\w+)"/g)].map(([, value]) => value)).toEqual(["reject"]);
   });
 
   test.each([

@@ -79,7 +79,7 @@ ${fact("Agent", approval.agent)}${approval.toolName === null ? html`` : fact("To
 </dl>
 ${contentOf("asked", what, approval.input)}
 ${edited === undefined ? html`` : contentOf("edited", "Approved with these arguments instead", edited)}
-${isOpen ? formOf(approval.subject === "uncertain") : html``}`,
+${isOpen ? formOf(approval) : html``}`,
   );
 }
 
@@ -95,7 +95,11 @@ ${decision?.note ? html`<p class="note">${decision.note}</p>` : html``}
 </div>`;
 }
 
-const formOf = (uncertain: boolean): Html => html`<form method="post">
+function formOf({ subject, input }: Page["approval"]): Html {
+  const uncertain = subject === "uncertain";
+  // Nobody says yes here to what the page does not show.
+  const whole = textOf(input).length <= longestContent;
+  return html`<form method="post">
 <label for="note">Note <span>(optional${uncertain ? "" : "; the agent reads it when you reject"})</span></label>
 <textarea id="note" name="note" rows="3" maxlength="${String(longestNote)}"></textarea>
 <div class="buttons">
@@ -104,18 +108,23 @@ ${
     ? html`<button name="decision" value="done">It took effect</button>
 <button name="decision" value="retry">Run it again</button>
 <button class="bad" name="decision" value="fail">End the run</button>`
-    : html`<button class="good" name="decision" value="approve">Approve</button>
+    : html`${whole ? html`<button class="good" name="decision" value="approve">Approve</button>` : html``}
 <button class="bad" name="decision" value="reject">Reject</button>`
 }
 </div>
 </form>
+${uncertain || whole ? html`` : html`<p class="cut">It is too long to be approved here: somebody with a key can read the whole, and decide.</p>`}
 <p class="small">This can be decided once. Whoever has this link may decide: keep it to yourself.</p>`;
+}
 
 const titles: Record<number, [string, string]> = {
   400: ["This cannot be decided so", "Go back, check what you entered, and try again."],
   404: ["There is nothing here", "The link is wrong, or its time is up."],
   413: ["The note is too long", "Go back and shorten it."],
-  503: ["Not now", "The service cannot decide at this moment. Nothing was changed: try again in a minute."],
+  503: [
+    "Not now",
+    "The service cannot answer at this moment. Open the link again in a minute: it shows whether anything was decided.",
+  ],
 };
 
 /** A page that tells nothing of any question. */
@@ -131,9 +140,11 @@ const fact = (name: string, value: string | Html): Html => html`<div><dt>${name}
 
 /** More than anybody reads; the log has the whole. */
 const longestContent = 200_000;
+const textOf = (content: unknown): string =>
+  typeof content === "string" ? content : (JSON.stringify(content, null, 2) ?? "");
 
 function contentOf(id: string, name: string, content: unknown): Html {
-  const text = typeof content === "string" ? content : (JSON.stringify(content, null, 2) ?? "");
+  const text = textOf(content);
   const cut = text.length > longestContent;
   return html`<h2 id="${id}">${name}</h2>
 <pre tabindex="0" role="region" aria-labelledby="${id}">${cut ? text.slice(0, longestContent) : text}</pre>${

@@ -48,8 +48,10 @@ export class RollbackCoordinator {
 
 /** Gives an object its old contents; whoever holds it sees them. */
 function restore(state: object, before: object): void {
-  if (Array.isArray(state)) state.splice(0, state.length, ...(before as unknown[]));
-  else if (state instanceof Map) refill(state, before as Map<unknown, unknown>);
+  if (Array.isArray(state)) {
+    state.length = 0;
+    for (const member of before as unknown[]) state.push(member);
+  } else if (state instanceof Map) refill(state, before as Map<unknown, unknown>);
   else if (state instanceof Set) {
     state.clear();
     for (const member of before as Set<unknown>) state.add(member);

@@ -70,6 +70,9 @@ function undoOf(
   if (tool.permission === "irreversible") return "it is irreversible";
   if (!tool.compensate) return "the tool has no compensate";
   if (!record.result) return "whether it took effect is not known";
+  // There is no output that `compensate` could be given.
+  if (record.result.status === "denied") return "its result was withheld";
+  if (record.result.status !== "ok") return "it failed, and whether it took effect is not known";
   return undoTool(tool, index, input, output);
 }
 
