@@ -1,5 +1,5 @@
 /** What receivers hear of a run that waits: what was asked then, however the run stands by now, in the same bytes every time. */
-import { createEndpoint } from "@drover/delivery";
+import { createEndpoint, updateEndpoint } from "@drover/delivery";
 import type { ApprovalRequest, EventData } from "@drover/harness";
 import { toWireId, uuidv7 } from "@drover/protocol";
 import { decideApproval, readApproval, readLinked } from "@drover/runs";
@@ -77,7 +77,7 @@ async function bodies(receiver: Receiver, count: number, secret: string) {
 
 test("an endpoint hears what is asked, with a link for each question", async () => {
   const receiver = await world.receiver();
-  const { secret } = await createEndpoint(world.pool, "default", { url: receiver.url });
+  const { secret } = await createEndpoint(world.pool, "default", { url: receiver.url, mayDecide: true });
   const id = await submit({ userId: "u-1", metadata: { order: "42" } });
   const { approvals } = await park(id, [mail, { ...mail, subject: "uncertain", input: 7 }]);
   world.work({ publicUrl });
@@ -143,7 +143,7 @@ test("every try sends the same bytes, also when the run has gone on and ended", 
 
 test("each wait is a message of its own", async () => {
   const receiver = await world.receiver();
-  const { secret } = await createEndpoint(world.pool, "default", { url: receiver.url });
+  const { secret } = await createEndpoint(world.pool, "default", { url: receiver.url, mayDecide: true });
   const id = await submit({});
   const asked: string[] = [];
   for (let n = 0; n < 2; n++) {
@@ -161,12 +161,24 @@ test("each wait is a message of its own", async () => {
 
 test("a run that waits for its budget says at which cap", async () => {
   const receiver = await world.receiver();
-  const { secret } = await createEndpoint(world.pool, "default", { url: receiver.url });
+  const { secret } = await createEndpoint(world.pool, "default", { url: receiver.url, mayDecide: true });
   await park(await submit({}), [], "actions");
   world.work({ publicUrl });
   const [body] = await bodies(receiver, 1, secret);
   expect(body.data).toMatchObject({ status: "waiting", waiting_for: "budget", level: "actions" });
   expect(body.data).not.toHaveProperty("approvals");
+});
+
+test("an endpoint of somebody who may not decide gets no links, nor one whose URL such a person has changed", async () => {
+  const pool = world.pool;
+  const made = await createEndpoint(pool, "default", { url: "https://example.com/a" });
+  const own = await createEndpoint(pool, "default", { url: "https://example.com/b", mayDecide: true });
+  await updateEndpoint(pool, "default", own.id, { description: "still mine" });
+  const decides = async (id: string) =>
+    (await pool.query("SELECT may_decide FROM endpoints WHERE id = $1", [id])).rows[0].may_decide;
+  expect([await decides(made.id), await decides(own.id)]).toEqual([false, true]);
+  await updateEndpoint(pool, "default", own.id, { url: "https://example.com/elsewhere" });
+  expect(await decides(own.id)).toBe(false);
 });
 
 test("a callback hears of it only if it asked to, and gets links only for somebody who may decide", async () => {
@@ -186,7 +198,7 @@ test("a callback hears of it only if it asked to, and gets links only for somebo
 
 test("without an address for people there are no links; what is long is cut and says so", async () => {
   const receiver = await world.receiver();
-  const { secret } = await createEndpoint(world.pool, "default", { url: receiver.url });
+  const { secret } = await createEndpoint(world.pool, "default", { url: receiver.url, mayDecide: true });
   await park(await submit({}), [
     { ...mail, input: { text: "💡".repeat(20_000) } },
     { ...mail, input: { text: "x".repeat(16_000) } },

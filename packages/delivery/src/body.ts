@@ -67,9 +67,17 @@ async function runData({ db, blobs }: Source, tenant: string, id: string): Promi
   };
 }
 
+async function endpointDecides(db: Queryable, tenant: string, id: string): Promise<boolean> {
+  const { rows } = await db.query<{ may_decide: boolean }>(
+    "SELECT may_decide FROM endpoints WHERE tenant = $1 AND id = $2",
+    [tenant, id],
+  );
+  return rows[0]?.may_decide ?? false;
+}
+
 /**
- * What a run began to wait for at `seq`, however it stands by now. Links go to endpoints, which an operator has made, and to the callback of
- * somebody who may decide.
+ * What a run began to wait for at `seq`, however it stands by now. Links go where somebody who may decide has named the address: of an endpoint, or
+ * of the callback.
  */
 async function waitingData(
   { db, blobs, publicUrl }: Source,
@@ -81,7 +89,10 @@ async function waitingData(
   const [event] = await readLog(db, blobs, { tenant, runId, after: seq - 1, limit: 1 });
   if (!run || first?.type !== "run.queued" || event?.type !== "run.waiting") return null;
   const { waiting_for, level, approvals } = event.data;
-  const mayDecide = message.endpointId !== null || first.data.callback_decides === true;
+  const mayDecide =
+    message.endpointId === null
+      ? first.data.callback_decides === true
+      : await endpointDecides(db, tenant, message.endpointId);
   const linkTo = publicUrl !== undefined && mayDecide ? await linkMaker(db, tenant, publicUrl) : undefined;
   return {
     task_id: toWireId("run", run.id),

@@ -47,16 +47,25 @@ function toEndpoint(row: EndpointRow): Endpoint {
   return { ...same, disabledReason: disabled_reason, createdAt: created_at };
 }
 
-/** Makes an endpoint, enabled. Its secret is in this answer and in that of a rotation, nowhere else. */
+/** Makes an endpoint, enabled. `mayDecide`: whoever makes it may decide what runs ask, so links to do so go there (default no). Its secret is in this answer and in that of a rotation, nowhere else. */
 export async function createEndpoint(
   db: Queryable,
   tenant: string,
-  endpoint: { url: string; events?: readonly string[] | null; description?: string },
+  endpoint: { url: string; events?: readonly string[] | null; description?: string; mayDecide?: boolean },
 ): Promise<Endpoint & { secret: string }> {
   const secret = newWebhookSecret();
   const { rows } = await db.query<EndpointRow>(
-    `INSERT INTO endpoints (id, tenant, url, events, description, secret) VALUES ($1, $2, $3, $4, $5, $6) RETURNING ${columns}`,
-    [uuidv7(), tenant, endpoint.url, endpoint.events ?? null, endpoint.description ?? "", secret],
+    `INSERT INTO endpoints (id, tenant, url, events, description, secret, may_decide) VALUES ($1, $2, $3, $4, $5, $6, $7)
+     RETURNING ${columns}`,
+    [
+      uuidv7(),
+      tenant,
+      endpoint.url,
+      endpoint.events ?? null,
+      endpoint.description ?? "",
+      secret,
+      endpoint.mayDecide ?? false,
+    ],
   );
   return { ...toEndpoint(rows[0]!), secret };
 }
@@ -86,6 +95,8 @@ export async function readEndpoint(db: Queryable, tenant: string, id: string): P
 export interface EndpointPatch {
   /** Also where pending deliveries go from their next try on. */
   url?: string;
+  /** Whoever changes it may decide what runs ask; if not, no links go to a new URL. */
+  mayDecide?: boolean;
   /** null: all. */
   events?: readonly string[] | null;
   description?: string;
@@ -104,6 +115,7 @@ export async function updateEndpoint(
     `WITH changed AS (
        UPDATE endpoints SET
          url = coalesce($3, url),
+         may_decide = may_decide AND ($3::text IS NULL OR $3 = url OR $8),
          events = CASE WHEN $4 THEN $5::text[] ELSE events END,
          description = coalesce($6, description),
          enabled = coalesce($7, enabled),
@@ -119,6 +131,7 @@ export async function updateEndpoint(
       patch.events ?? null,
       patch.description ?? null,
       patch.enabled ?? null,
+      patch.mayDecide ?? false,
     ],
   );
   return rows[0] ? toEndpoint(rows[0]) : null;

@@ -8,11 +8,11 @@ import type { AgentDefinition } from "./agent.ts";
 import { plainReply, type RunState, type ToolRecord } from "./fold.ts";
 import { type AnyTool, ToolRegistry } from "./registry.ts";
 
-/** One finished call that changed something. */
+/** One call that changed something. */
 interface Effect {
+  /** Of the tool that undoes it. */
+  name: string;
   call: ToolRecord["call"];
-  input: unknown;
-  output: unknown;
   /** What undoes it, or why nothing does. */
   undo: AnyTool | string;
 }
@@ -25,19 +25,19 @@ export interface RollbackPlan {
   iterations: number;
 }
 
-const prefix = "undo_";
-const name = (index: number, tool: string): string => `${prefix}${index}_${tool}`.slice(0, 64);
+/** By the call's place in its run: the same whatever tools a later deploy has. */
+const nameOf = ({ iteration, index, call }: ToolRecord): string => `undo_${iteration}_${index}_${call.name}`.slice(0, 64);
 
 /**
  * The plan to undo what a run did: its calls of tools that are not reads and that ended well or in doubt, the last one first. A pure function of
- * its log and the tools, so that a resumed rollback has the same plan.
+ * its log and the tools, so that a resumed rollback goes on where it was. What `earlier` rollbacks of the same run undid is not undone again.
  */
-export function planRollback(of: RunState, tools: ToolRegistry): RollbackPlan {
+export function planRollback(of: RunState, tools: ToolRegistry, earlier: readonly RunState[] = []): RollbackPlan {
   const effects = effectsOf(of, tools);
   const undo = effects.flatMap((effect) => (typeof effect.undo === "string" ? [] : [effect.undo]));
   return {
     agent: { description: "Undoes what a run did." },
-    model: planner(effects),
+    model: planner(effects, undoneBefore(earlier, tools)),
     registry: new ToolRegistry(undo),
     iterations: effects.length + 1,
   };
@@ -51,10 +51,9 @@ function effectsOf(of: RunState, tools: ToolRegistry): Effect[] {
       // A pure call that failed did nothing; any other that was begun may have.
       return tool?.permission !== "read" && (record.intended || (tool && record.result?.status === "ok"));
     });
-  return changed.reverse().map((record, index) => {
+  return changed.reverse().map((record) => {
     const input = record.intendedInput ?? record.call.input;
-    const output = record.result?.output;
-    return { call: record.call, input, output, undo: undoOf(record, index, input, output, tools) };
+    return { name: nameOf(record), call: record.call, undo: undoOf(record, input, tools) };
   });
 }
 
@@ -91,19 +90,18 @@ function undoTool(tool: AnyTool, index: number, input: unknown, output: unknown)
   };
 }
 
-/** Takes the model's place: what is next follows from how many results the conversation has. */
-function planner(effects: Effect[]): Model {
-  const steps = effects.flatMap(({ undo }) => (typeof undo === "string" ? [] : [undo.name]));
+/** Takes the model's place: what is next follows from the results that the conversation has. */
+function planner(effects: Effect[], before: Map<string, UndoResult>): Model {
   return {
     id: "drover/rollback",
     worstCaseNanos: () => 0,
     async call(request): Promise<ModelResult> {
-      const results = resultsOf(request);
-      const next = steps[results.length];
+      const results = new Map([...before, ...resultsOf(request)]);
+      const next = effects.find(({ name, undo }) => typeof undo !== "string" && !results.has(name))?.name;
       const toolCalls =
         next === undefined || request.toolChoice === "none"
           ? []
-          : [{ id: `undo_${results.length}`, name: next, input: {} }];
+          : [{ id: next, name: next, input: {} }];
       const text = toolCalls.length > 0 ? "" : report(effects, results);
       return {
         ok: true,
@@ -123,17 +121,26 @@ interface UndoResult {
   text: string;
 }
 
-function resultsOf({ messages }: ModelRequest): UndoResult[] {
-  return messages.flatMap((message) =>
-    message.role === "tool"
-      ? message.content.flatMap((part) => {
-          if (part.type !== "tool-result") return [];
-          const { type, ...value } = part.output;
-          const ok = type !== "error-text" && type !== "error-json";
-          return [{ ok, text: "value" in value ? asText(value.value) : "" }];
-        })
-      : [],
-  );
+/** What the rollbacks before this one did, by the name of the tool. What they began and nobody saw end is not tried again, unless it may be. */
+function undoneBefore(earlier: readonly RunState[], tools: ToolRegistry): Map<string, UndoResult> {
+  const results = new Map<string, UndoResult>();
+  for (const { call, intended, result } of earlier.flatMap((state) => state.turns.flatMap((turn) => turn.calls))) {
+    if (result?.status === "ok") results.set(call.name, { ok: true, text: "" });
+    else if (intended && !result && tools.get(call.name.replace(/^undo_\d+_\d+_/, ""))?.effect === "unsafe")
+      results.set(call.name, { ok: false, text: "an earlier rollback may have undone it" });
+  }
+  return results;
+}
+
+function resultsOf({ messages }: ModelRequest): Map<string, UndoResult> {
+  const results = new Map<string, UndoResult>();
+  for (const part of messages.flatMap((message) => (message.role === "tool" ? message.content : []))) {
+    if (part.type !== "tool-result") continue;
+    const { type, ...value } = part.output;
+    const ok = type !== "error-text" && type !== "error-json";
+    results.set(part.toolName, { ok, text: "value" in value ? asText(value.value) : "" });
+  }
+  return results;
 }
 
 /** One line for every effect, the last one first: undone, or why not. */

@@ -35,6 +35,7 @@ import { readRun } from "@drover/runs";
 import { z } from "zod";
 import type { App, Context } from "../context.ts";
 import { fromCursor, readPage, toCursor } from "../pages.ts";
+import { may } from "../keys.ts";
 import { invalid } from "../problems.ts";
 import { missing, requireId, runId } from "../resources.ts";
 
@@ -71,6 +72,7 @@ export function webhookRoutes(app: App, context: Context): void {
       const { url, events, description } = request.body;
       const made = await createEndpoint(pool, request.caller.tenant, {
         url,
+        mayDecide: may(request.caller.role, "approve"),
         ...(events !== undefined && { events }),
         ...(description !== undefined && { description }),
       });
@@ -138,7 +140,7 @@ export function webhookRoutes(app: App, context: Context): void {
       requireReachable(request.body.url);
       const { url, events, description, enabled } = request.body;
       const changed = await updateEndpoint(pool, request.caller.tenant, id, {
-        ...(url !== undefined && { url }),
+        ...(url !== undefined && { url, mayDecide: may(request.caller.role, "approve") }),
         ...(events !== undefined && { events }),
         ...(description !== undefined && { description }),
         ...(enabled !== undefined && { enabled }),

@@ -74,6 +74,8 @@ const statements = [
   ) WITH (fillfactor = 50)`,
   // The event a message tells about, where it is not the last one.
   `ALTER TABLE messages ADD COLUMN seq int`,
+  // Whether links to decide go there: only where somebody who may decide has named the address.
+  `ALTER TABLE endpoints ADD COLUMN may_decide boolean NOT NULL DEFAULT false`,
   `ALTER TABLE tenants ADD COLUMN link_secret text NOT NULL
     DEFAULT replace(gen_random_uuid()::text || gen_random_uuid()::text, '-', '')`,
 
