@@ -40,8 +40,10 @@ async function submitAll(answer: ScriptedReply = {}): Promise<Map<Kind, string>>
 }
 
 /** Calls of the tool itself, and of its `verify`, as the endpoint saw them. */
-const made = (name: Kind) => world.endpoint.calls.filter(({ effect, note }) => note === name && !effect.startsWith("verify"));
-const checks = (name: Kind) => world.endpoint.calls.filter(({ effect, note }) => note === name && effect.startsWith("verify"));
+const made = (name: Kind) =>
+  world.endpoint.calls.filter(({ effect, note }) => note === name && !effect.startsWith("verify"));
+const checks = (name: Kind) =>
+  world.endpoint.calls.filter(({ effect, note }) => note === name && effect.startsWith("verify"));
 
 /** After the crash: every run where it belongs. `before`: how often the effect took place up to the crash. */
 async function expectSettled(ids: Map<Kind, string>, before: 0 | 1): Promise<void> {
@@ -77,7 +79,10 @@ async function expectSettled(ids: Map<Kind, string>, before: 0 | 1): Promise<voi
       expect(dataOf(log, "tool.result"), name).toEqual([]);
     }
   }
-  const told = (name: Kind) => world.models.calls.filter(({ query, turn }) => query === `use ${name}` && turn === 1).map(({ results }) => results[0]!.content);
+  const told = (name: Kind) =>
+    world.models.calls
+      .filter(({ query, turn }) => query === `use ${name}` && turn === 1)
+      .map(({ results }) => results[0]!.content);
   expect(told("unsafe_done")).toEqual(["It took effect."]);
   expect(told("unsafe_output")).toEqual([JSON.stringify({ answer: "found out" })]);
   expect(told("unsafe_not_done")).toEqual([JSON.stringify({ answer: "done" })]);
@@ -113,7 +118,8 @@ test("killed after the intent and before the effect", async () => {
   await Promise.all(names.map((name) => victim.waitForLine(`entered ${name}`)));
   await victim.kill("SIGKILL");
   expect(world.endpoint.calls).toEqual([]);
-  for (const [name, id] of ids) expect(dataOf(await world.log(id), "tool.intent"), name).toHaveLength(name === "pure_call" ? 0 : 1);
+  for (const [name, id] of ids)
+    expect(dataOf(await world.log(id), "tool.intent"), name).toHaveLength(name === "pure_call" ? 0 : 1);
   await world.start(short);
   await expectSettled(ids, 0);
   await expectDecided(ids, 0);

@@ -1,4 +1,5 @@
 /** SIGKILL of the worker at every step of a run: what is finished is never done, and never paid for, twice. */
+import { setBudget } from "@drover/runs";
 import { expect, test } from "vitest";
 import { input } from "../runs/bench.ts";
 import { createGate } from "../support/model-server.ts";
@@ -35,7 +36,10 @@ test.each([1, 2, 3, 4, 5])(
   },
 );
 
-test("killed in a model stream: only that call is made again, and it sees the same prompt", async () => {
+test("killed in a model stream: only that call is made again with the same prompt, and what it had set aside is given back", async () => {
+  const { pool } = world.bench;
+  const setAside = async () => (await pool.query("SELECT epoch FROM budget_reservations")).rows;
+  await setBudget(pool, "default", { month: 1e11 }, "key_admin");
   const gate = createGate();
   let held = false;
   world.models.script((call) => {
@@ -49,10 +53,15 @@ test("killed in a model stream: only that call is made again, and it sees the sa
   gate.pass(2);
   // The half that streamed is in the log before the worker dies: `model.partial`.
   await world.logged(id, "model.partial");
+  expect(await setAside()).toEqual([{ epoch: 1 }]);
   await victim.kill("SIGKILL");
   await world.start();
   const { run, outcome } = await world.ended(id);
   expect(run.status).toBe("completed");
+  expect(await setAside()).toEqual([]);
+  const { rows } = await pool.query("SELECT used_nanos, reserved_nanos FROM budget_accounts");
+  expect(rows).toEqual([{ used_nanos: Math.round(run.costUsd! * 1e9), reserved_nanos: 0 }]);
+  await setBudget(pool, "default", { month: null }, "key_admin");
   expect(outcome.result.output).toBe("whole answer");
   expect(world.models.count).toBe(3);
   expect(world.endpoint.calls).toHaveLength(1);

@@ -14,7 +14,8 @@ const turn = (...names: string[]) =>
   );
 
 const questions = async (id: string) =>
-  (await world.bench.pool.query<{ status: string }>("SELECT status FROM approvals WHERE run_id = $1 ORDER BY id", [id])).rows;
+  (await world.bench.pool.query<{ status: string }>("SELECT status FROM approvals WHERE run_id = $1 ORDER BY id", [id]))
+    .rows;
 
 test.each([
   ["before the question is committed", { KILL_AFTER: "1" }, true],
@@ -89,7 +90,10 @@ test("approved with other arguments, killed inside the call, tried again by a pe
   world.endpoint.release();
   await world.start(short);
   const { log } = await world.waiting(id);
-  expect(dataOf(log, "approval.requested").at(-1)).toMatchObject({ subject: "uncertain", input: { note: "as edited" } });
+  expect(dataOf(log, "approval.requested").at(-1)).toMatchObject({
+    subject: "uncertain",
+    input: { note: "as edited" },
+  });
   await world.decide(id, { decision: "retry" }, { wake: true });
   const end = await world.ended(id);
   expect(end.run.status).toBe("completed");

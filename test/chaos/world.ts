@@ -1,5 +1,12 @@
 /** What tests that kill workers share: a database, a scripted model, the tools' endpoint, and worker processes that die with the test. */
-import { checkDecision, type EventData, type EventType, type LogEvent, ToolRegistry, type WantedDecision } from "@drover/harness";
+import {
+  checkDecision,
+  type EventData,
+  type EventType,
+  type LogEvent,
+  ToolRegistry,
+  type WantedDecision,
+} from "@drover/harness";
 import { fromWireId } from "@drover/protocol";
 import { decideApproval, type Run, readApproval, readLog, readOutcome, readRun, wakeRuns } from "@drover/runs";
 import { afterAll, afterEach, beforeAll, beforeEach, expect, inject } from "vitest";
@@ -41,7 +48,9 @@ export function chaos() {
   const readRunLog = (id: string) => readLog(bench.pool, bench.blobs, { tenant: "default", runId: id });
 
   async function rested(id: string, statuses: Run["status"][]) {
-    await expect.poll(async () => (await readRun(bench.pool, "default", id))!.status, patience).toSatisfy((status) => statuses.includes(status));
+    await expect
+      .poll(async () => (await readRun(bench.pool, "default", id))!.status, patience)
+      .toSatisfy((status) => statuses.includes(status));
     const run = (await readRun(bench.pool, "default", id))!;
     const log = await readRunLog(id);
     expect(log.map((event) => event.seq)).toEqual(log.map((_, index) => index + 1));

@@ -1,8 +1,8 @@
 /** The one door, over the library and the worker: what a person is asked, and that what runs is what was approved. */
 import { describe, expect, test } from "vitest";
 import { z } from "zod";
-import { person } from "./door-world.ts";
 import { call, content, onEveryDoor, policy, recorder } from "./door-suite.ts";
+import { person } from "./door-world.ts";
 
 onEveryDoor((suite) => {
   const asked = { status: "waiting", stopReason: null };
@@ -10,12 +10,21 @@ onEveryDoor((suite) => {
   describe("who is asked", () => {
     test("irreversible asks always; the run waits, nothing was begun, the question says what would run", async () => {
       const { executed, tool } = recorder();
-      const run = await suite.run({ tools: [tool("send", { permission: "irreversible" })] }, [[call("send", { n: 1 })]]);
+      const run = await suite.run({ tools: [tool("send", { permission: "irreversible" })] }, [
+        [call("send", { n: 1 })],
+      ]);
       expect(run).toMatchObject(asked);
       expect(executed).toEqual([]);
       expect(run.data("tool.intent")).toEqual([]);
       expect(run.open).toMatchObject([
-        { subject: "call", iteration: 1, index: 0, tool_name: "send", input: { what: content, n: 1 }, on_expiry: "reject" },
+        {
+          subject: "call",
+          iteration: 1,
+          index: 0,
+          tool_name: "send",
+          input: { what: content, n: 1 },
+          on_expiry: "reject",
+        },
       ]);
       expect(run.data("run.waiting")).toEqual([{ waiting_for: "approval", approvals: run.open }]);
       const expires = Date.parse(run.open[0]!.expires_at) - Date.now();
@@ -48,8 +57,13 @@ onEveryDoor((suite) => {
         seen.push(given, about);
         return (given as { amount: number }).amount > 100;
       };
-      const run = await suite.run({ tools: [tool("pay", { input, needsApproval })] }, [[call("pay", { amount: "250" })]]);
-      expect(seen).toEqual([{ what: content, amount: 250 }, { runId: run.id, tenant: "default" }]);
+      const run = await suite.run({ tools: [tool("pay", { input, needsApproval })] }, [
+        [call("pay", { amount: "250" })],
+      ]);
+      expect(seen).toEqual([
+        { what: content, amount: 250 },
+        { runId: run.id, tenant: "default" },
+      ]);
       expect(run.open[0]!.input).toEqual({ what: content, amount: 250 });
     });
   });
@@ -57,7 +71,9 @@ onEveryDoor((suite) => {
   describe("what is decided", () => {
     test("approve: it runs once, with these arguments, and the model goes on", async () => {
       const { executed, tool } = recorder();
-      const run = await suite.run({ tools: [tool("send", { permission: "irreversible", effect: "unsafe" })] }, [[call("send")]]);
+      const run = await suite.run({ tools: [tool("send", { permission: "irreversible", effect: "unsafe" })] }, [
+        [call("send")],
+      ]);
       const end = await run.decide(run.open[0]!, { decision: "approve" });
       expect(end.status).toBe("completed");
       expect(executed.map(({ input }) => input)).toEqual([{ what: content }]);
@@ -92,7 +108,9 @@ onEveryDoor((suite) => {
       await expect(run.decide(run.open[0]!, { decision: "approve", editedInput: { what: 5 } })).rejects.toThrow(
         /edited_input: The arguments are not valid\. what: /,
       );
-      await expect(run.decide(run.open[0]!, { decision: "done" })).rejects.toThrow(/decision: must be one of approve, reject/);
+      await expect(run.decide(run.open[0]!, { decision: "done" })).rejects.toThrow(
+        /decision: must be one of approve, reject/,
+      );
       const end = await run.decide(run.open[0]!, { decision: "approve" });
       expect(end.status).toBe("completed");
       expect(executed).toHaveLength(1);
@@ -100,8 +118,15 @@ onEveryDoor((suite) => {
 
     test("edited arguments that a policy redacts are asked about as they would run; then they run, not the model's", async () => {
       const { executed, tool } = recorder();
-      const redact = policy("no-pins", "arguments", { action: "redact", value: { what: "[pin]" }, reason: "a pin" }, (text) => text.includes("pin 1234"));
-      const run = await suite.run({ tools: [tool("send", { permission: "irreversible" })], policies: [redact] }, [[call("send")]]);
+      const redact = policy(
+        "no-pins",
+        "arguments",
+        { action: "redact", value: { what: "[pin]" }, reason: "a pin" },
+        (text) => text.includes("pin 1234"),
+      );
+      const run = await suite.run({ tools: [tool("send", { permission: "irreversible" })], policies: [redact] }, [
+        [call("send")],
+      ]);
       const again = await run.decide(run.open[0]!, { decision: "approve", editedInput: { what: "pin 1234" } });
       expect(again.status).toBe("waiting");
       expect(executed).toEqual([]);
@@ -113,8 +138,12 @@ onEveryDoor((suite) => {
 
     test("edited arguments that a policy blocks do not run, and the log says so", async () => {
       const { executed, tool } = recorder();
-      const block = policy("no-bombs", "arguments", { action: "block", reason: "a bomb" }, (text) => text.includes("bomb"));
-      const run = await suite.run({ tools: [tool("send", { permission: "irreversible" })], policies: [block] }, [[call("send")]]);
+      const block = policy("no-bombs", "arguments", { action: "block", reason: "a bomb" }, (text) =>
+        text.includes("bomb"),
+      );
+      const run = await suite.run({ tools: [tool("send", { permission: "irreversible" })], policies: [block] }, [
+        [call("send")],
+      ]);
       const end = await run.decide(run.open[0]!, { decision: "approve", editedInput: { what: "bomb" } });
       expect(executed).toEqual([]);
       expect(end.data("tool.result")).toMatchObject([{ status: "denied", problem: "policy" }]);
@@ -125,11 +154,23 @@ onEveryDoor((suite) => {
   describe("several calls in one turn", () => {
     test("the others are done while one waits; the model goes on when all are", async () => {
       const { executed, tool } = recorder();
-      const tools = [tool("send", { permission: "irreversible" }), tool("look", { permission: "read", effect: "pure" }), tool("fail", { execute: () => Promise.reject(new Error("no")) })];
+      const tools = [
+        tool("send", { permission: "irreversible" }),
+        tool("look", { permission: "read", effect: "pure" }),
+        tool("fail", { execute: () => Promise.reject(new Error("no")) }),
+      ];
       const run = await suite.run({ tools }, [[call("look"), call("send"), call("fail")]]);
       expect(run).toMatchObject(asked);
       expect(executed.map(({ name }) => name).sort()).toEqual(["fail", "look"]);
-      expect(run.data("tool.result").map(({ tool_name, status }) => [tool_name, status]).sort()).toEqual([["fail", "error"], ["look", "ok"]]);
+      expect(
+        run
+          .data("tool.result")
+          .map(({ tool_name, status }) => [tool_name, status])
+          .sort(),
+      ).toEqual([
+        ["fail", "error"],
+        ["look", "ok"],
+      ]);
       expect(suite.models.count).toBe(1);
       const end = await run.decide(run.open[0]!, { decision: "approve" });
       expect(end.status).toBe("completed");
@@ -139,7 +180,9 @@ onEveryDoor((suite) => {
 
     test("two questions are decided each on its own, in any order; the run goes on after the last", async () => {
       const { executed, tool } = recorder();
-      const run = await suite.run({ tools: [tool("send", { permission: "irreversible" })] }, [[call("send", { n: 1 }), call("send", { n: 2 })]]);
+      const run = await suite.run({ tools: [tool("send", { permission: "irreversible" })] }, [
+        [call("send", { n: 1 }), call("send", { n: 2 })],
+      ]);
       expect(run.open).toHaveLength(2);
       const second = run.open.find(({ index }) => index === 1)!;
       const half = await run.decide(second, { decision: "reject", note: "not this one" });

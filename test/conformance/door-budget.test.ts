@@ -11,7 +11,10 @@ onEveryDoor((suite) => {
 
   describe("points", () => {
     /** One call that costs 3 of 10, then one that needs `rest`: it is made if, and only if, so much is left. */
-    const left = async (first: Partial<AnyTool>, { policies = [], input = {} }: { policies?: Policy[]; input?: Record<string, unknown> } = {}) => {
+    const left = async (
+      first: Partial<AnyTool>,
+      { policies = [], input = {} }: { policies?: Policy[]; input?: Record<string, unknown> } = {},
+    ) => {
       const { executed, tool } = recorder();
       const tools = [tool("first", { budgetCost: 3, ...first }), tool("ten", { budgetCost: 10 })];
       const run = await suite.run({ tools, policies }, [[call("first", input)], [call("ten")]], { action_budget: 10 });
@@ -44,11 +47,14 @@ onEveryDoor((suite) => {
       expect(run.status).toBe("completed");
     });
 
-    test.each(["idempotent", "unsafe"] as const)("an %s call that failed is charged: it may have had its effect", async (effect) => {
-      const { run, result } = await left({ effect, execute: boom(new Error("connection lost")) });
-      expect(result).toMatchObject({ status: "error", points: 3 });
-      expect(run.stopReason).toBe("budget");
-    });
+    test.each(["idempotent", "unsafe"] as const)(
+      "an %s call that failed is charged: it may have had its effect",
+      async (effect) => {
+        const { run, result } = await left({ effect, execute: boom(new Error("connection lost")) });
+        expect(result).toMatchObject({ status: "error", points: 3 });
+        expect(run.stopReason).toBe("budget");
+      },
+    );
 
     test("a denied call is not charged", async () => {
       const block = policy("no", "arguments", { action: "block", reason: "no" }, (text) => text.includes("stop me"));
@@ -60,14 +66,16 @@ onEveryDoor((suite) => {
     test("a result that a policy withholds is charged: the call was made", async () => {
       const block = policy("no", "result", { action: "block", reason: "no" }, (text) => text.includes(content));
       const { result, executed } = await left({}, { policies: [block] });
-      expect(result).toMatchObject({ status: "denied", problem: "policy", points: 3 });
+      expect(result).toMatchObject({ status: "denied", problem: "withheld", points: 3 });
       expect(executed).toEqual(["first"]);
     });
 
     test("a call that waits for a person holds nothing back from the others; rejected, it costs nothing, approved, it does", async () => {
       const { executed, tool } = recorder();
       const tools = [tool("send", { permission: "irreversible", budgetCost: 6 }), tool("write", { budgetCost: 6 })];
-      const run = await suite.run({ tools }, [[call("send"), call("write")], [call("send", { n: 2 })]], { action_budget: 12 });
+      const run = await suite.run({ tools }, [[call("send"), call("write")], [call("send", { n: 2 })]], {
+        action_budget: 12,
+      });
       expect(executed.map(({ name }) => name)).toEqual(["write"]);
       const after = await run.decide(run.open[0]!, { decision: "reject" });
       expect(after.status).toBe("waiting");
@@ -94,12 +102,21 @@ onEveryDoor((suite) => {
     test("at the cap, `stop`: the call is skipped, the model wraps up without tools, the run is partial", async () => {
       const { executed, tool } = recorder();
       const tools = [tool("write", { budgetCost: 6 })];
-      const run = await suite.run({ tools }, [[call("write")], [call("write")], [call("write")]], { action_budget: 10 });
+      const run = await suite.run({ tools }, [[call("write")], [call("write")], [call("write")]], {
+        action_budget: 10,
+      });
       expect(run).toMatchObject({ status: "partial", stopReason: "budget" });
       expect(executed).toHaveLength(1);
       expect(run.data("tool.result")[1]).toMatchObject({ status: "skipped", problem: "budget" });
-      expect(run.data("model.call").at(-1)).toMatchObject({ wrap_up: true, wrap_up_for: "budget", text: "What there is.", tool_calls: [] });
-      expect(run.data("run.partial")).toMatchObject([{ output: "What there is.", error: { message: expect.stringMatching(/6 of its 10 action points/) } }]);
+      expect(run.data("model.call").at(-1)).toMatchObject({
+        wrap_up: true,
+        wrap_up_for: "budget",
+        text: "What there is.",
+        tool_calls: [],
+      });
+      expect(run.data("run.partial")).toMatchObject([
+        { output: "What there is.", error: { message: expect.stringMatching(/6 of its 10 action points/) } },
+      ]);
     });
 
     test("at the cap, `pause`: it waits, and goes on with that very call when more is given", async () => {
@@ -114,6 +131,22 @@ onEveryDoor((suite) => {
       expect(end.status).toBe("completed");
       expect(executed.map(({ input }) => (input as { n: number }).n)).toEqual([1, 2]);
       expect(end.data("model.call")).toHaveLength(3);
+    });
+
+    test("paused with a question open: the person is told, and what they approve is done before there is more", async () => {
+      const { executed, tool } = recorder();
+      const tools = [tool("send", { permission: "irreversible" }), tool("dear", { budgetCost: 20 })];
+      const limits = { action_budget: 10, on_budget: "pause" as const };
+      const run = await suite.run({ tools }, [[call("send"), call("dear")]], limits);
+      expect(run.data("run.waiting")).toEqual([{ waiting_for: "budget", level: "actions", approvals: run.open }]);
+      expect(run.open).toHaveLength(1);
+      const half = await run.decide(run.open[0]!, { decision: "approve" });
+      expect(half.status).toBe("waiting");
+      expect(half.data("run.waiting").at(-1)).toEqual({ waiting_for: "budget", level: "actions" });
+      expect(executed.map(({ name }) => name)).toEqual(["send"]);
+      const end = await half.raise({ action_budget: 20 });
+      expect(end.status).toBe("completed");
+      expect(executed.map(({ name }) => name)).toEqual(["send", "dear"]);
     });
 
     test("paused in the middle of a turn: what could be done is done once", async () => {
@@ -135,7 +168,12 @@ onEveryDoor((suite) => {
 
     test("the reply's length is lowered to what is left, and below 256 tokens the cap is reached: wrap-up, partial", async () => {
       const { executed, tool } = recorder();
-      const run = await suite.run({ tools: [tool("write")] }, Array(9).fill([call("write")]), { max_cost_usd: 0.05, max_tokens: 2000 }, usage);
+      const run = await suite.run(
+        { tools: [tool("write")] },
+        Array(9).fill([call("write")]),
+        { max_cost_usd: 0.05, max_tokens: 2000 },
+        usage,
+      );
       expect(run).toMatchObject({ status: "partial", stopReason: "budget" });
       const asked = suite.models.calls.map(({ body }) => body.max_tokens as number);
       expect(asked[0]).toBe(2000);
@@ -153,7 +191,12 @@ onEveryDoor((suite) => {
 
     test("`pause` waits before the call that is not paid for, and makes it when there is more", async () => {
       const { tool } = recorder();
-      const run = await suite.run({ tools: [tool("write")] }, [[call("write")], [call("write")]], { max_cost_usd: 0.02, on_budget: "pause" }, usage);
+      const run = await suite.run(
+        { tools: [tool("write")] },
+        [[call("write")], [call("write")]],
+        { max_cost_usd: 0.02, on_budget: "pause" },
+        usage,
+      );
       expect(run.data("run.waiting")).toEqual([{ waiting_for: "budget", level: "run" }]);
       const before = suite.models.count;
       expect(before).toBeLessThan(3);

@@ -17,8 +17,15 @@ onEveryDoor((suite) => {
 
     test("redact: the model sees what is left, on every turn", async () => {
       const { tool } = recorder();
-      const redact = policy("pins", "input", { action: "redact", value: { query: "My pin is [pin]." }, reason: "a pin" }, (text) => text.includes("1234"));
-      const run = await suite.run({ tools: [tool("write")], policies: [redact] }, [[call("write")]], { query: "My pin is 1234." });
+      const redact = policy(
+        "pins",
+        "input",
+        { action: "redact", value: { query: "My pin is [pin]." }, reason: "a pin" },
+        (text) => text.includes("1234"),
+      );
+      const run = await suite.run({ tools: [tool("write")], policies: [redact] }, [[call("write")]], {
+        query: "My pin is 1234.",
+      });
       expect(run.status).toBe("completed");
       expect(suite.models.calls.map(({ query }) => query)).toEqual(["My pin is [pin].", "My pin is [pin]."]);
       for (const { rawBody } of suite.models.calls) expect(rawBody).not.toContain("1234");
@@ -53,18 +60,37 @@ onEveryDoor((suite) => {
   describe("arguments", () => {
     test("flag goes on, block does not; the model sees which policy and why", async () => {
       const { executed, tool } = recorder();
-      const policies = [policy("odd", "arguments", flag), policy("no", "arguments", block, (text) => text.includes("bomb"))];
-      const run = await suite.run({ tools: [tool("write")], policies }, [[call("write"), call("write", { what: "bomb" })]]);
+      const policies = [
+        policy("odd", "arguments", flag),
+        policy("no", "arguments", block, (text) => text.includes("bomb")),
+      ];
+      const run = await suite.run({ tools: [tool("write")], policies }, [
+        [call("write"), call("write", { what: "bomb" })],
+      ]);
       expect(run.status).toBe("completed");
       expect(executed).toHaveLength(1);
-      expect(run.data("policy.applied").map(({ policy, index }) => [policy, index]).sort()).toEqual([["no", 1], ["odd", 0], ["odd", 1]]);
+      expect(
+        run
+          .data("policy.applied")
+          .map(({ policy, index }) => [policy, index])
+          .sort(),
+      ).toEqual([
+        ["no", 1],
+        ["odd", 0],
+        ["odd", 1],
+      ]);
       expect(suite.told()[1]).toBe("Blocked by the policy no: not allowed here.");
     });
 
     test("ask: a person is asked about the call, with the reason", async () => {
       const { executed, tool } = recorder();
-      const run = await suite.run({ tools: [tool("write")], policies: [policy("look", "arguments", ask)] }, [[call("write")]]);
-      expect(run).toMatchObject({ status: "waiting", open: [{ subject: "call", reason: "A policy asks: a person should look" }] });
+      const run = await suite.run({ tools: [tool("write")], policies: [policy("look", "arguments", ask)] }, [
+        [call("write")],
+      ]);
+      expect(run).toMatchObject({
+        status: "waiting",
+        open: [{ subject: "call", reason: "A policy asks: a person should look" }],
+      });
       expect(executed).toEqual([]);
       const end = await run.decide(run.open[0]!, { decision: "approve" });
       expect(end.status).toBe("completed");
@@ -74,7 +100,12 @@ onEveryDoor((suite) => {
 
     test("a policy that throws blocks", async () => {
       const { executed, tool } = recorder();
-      const broken = { ...policy("broken", "arguments", flag), check: () => { throw new TypeError(content); } };
+      const broken = {
+        ...policy("broken", "arguments", flag),
+        check: () => {
+          throw new TypeError(content);
+        },
+      };
       const run = await suite.run({ tools: [tool("write")], policies: [broken] }, [[call("write")]]);
       expect(executed).toEqual([]);
       expect(run.data("policy.applied")).toMatchObject([{ action: "block", reason: "the policy failed: TypeError" }]);
@@ -86,7 +117,10 @@ onEveryDoor((suite) => {
 
     test("redact and flag: the log and the model have what is left", async () => {
       const { tool } = recorder();
-      const policies = [policy("pins", "result", { action: "redact", value: { got: "[gone]" }, reason: "a pin" }, got), policy("odd", "result", flag)];
+      const policies = [
+        policy("pins", "result", { action: "redact", value: { got: "[gone]" }, reason: "a pin" }, got),
+        policy("odd", "result", flag),
+      ];
       const run = await suite.run({ tools: [tool("write")], policies }, [[call("write")]]);
       expect(run.data("tool.result")).toMatchObject([{ status: "ok", output: { got: "[gone]" } }]);
       expect(suite.told()).toEqual([JSON.stringify({ got: "[gone]" })]);
@@ -98,7 +132,7 @@ onEveryDoor((suite) => {
       const tools = [tool("write", { execute: () => "RESULT-815" })];
       const run = await suite.run({ tools, policies: [policy("no", "result", block)] }, [[call("write")]]);
       expect(executed).toHaveLength(1);
-      expect(run.data("tool.result")).toMatchObject([{ status: "denied", problem: "policy" }]);
+      expect(run.data("tool.result")).toMatchObject([{ status: "denied", problem: "withheld" }]);
       expect(JSON.stringify(run.events)).not.toContain("RESULT-815");
       expect(suite.told()[0]).toMatch(/^The call was made; its result is withheld by the policy no/);
     });
@@ -107,7 +141,14 @@ onEveryDoor((suite) => {
       for (const decision of ["approve", "reject"] as const) {
         suite.models.reset();
         const { executed, tool } = recorder();
-        const run = await suite.run({ tools: [tool("write", { effect: "unsafe", budgetCost: 2 })], policies: [policy("look", "result", ask, got)] }, [[call("write")]], { action_budget: 2 });
+        const run = await suite.run(
+          {
+            tools: [tool("write", { effect: "unsafe", budgetCost: 2 })],
+            policies: [policy("look", "result", ask, got)],
+          },
+          [[call("write")]],
+          { action_budget: 2 },
+        );
         expect(run).toMatchObject({ status: "waiting", open: [{ subject: "result", input: { got: content } }] });
         expect(run.data("tool.result")).toEqual([]);
         const end = await run.decide(run.open[0]!, { decision, note: "as I see it" });
@@ -115,14 +156,18 @@ onEveryDoor((suite) => {
         expect(executed).toHaveLength(1);
         expect(end.data("tool.result")).toMatchObject([{ points: 2 }]);
         expect(suite.told()).toEqual([
-          decision === "approve" ? JSON.stringify({ got: content }) : "The call was made; a person withheld its result: as I see it",
+          decision === "approve"
+            ? JSON.stringify({ got: content })
+            : "The call was made; a person withheld its result: as I see it",
         ]);
       }
     });
 
     test("what the door says is no result: the policies are not asked", async () => {
       const { tool } = recorder();
-      const run = await suite.run({ tools: [tool("write")], policies: [policy("no", "result", block)] }, [[call("write", { n: "x" })]]);
+      const run = await suite.run({ tools: [tool("write")], policies: [policy("no", "result", block)] }, [
+        [call("write", { n: "x" })],
+      ]);
       expect(run.data("policy.applied")).toEqual([]);
     });
   });
@@ -174,7 +219,11 @@ onEveryDoor((suite) => {
         : () => "a page";
       return {
         executed,
-        tools: [tool("web", { ...read, untrusted: true, execute }), tool("mailbox", { ...read, private: true }), tool("post")],
+        tools: [
+          tool("web", { ...read, untrusted: true, execute }),
+          tool("mailbox", { ...read, private: true }),
+          tool("post"),
+        ],
       };
     };
 
@@ -183,7 +232,10 @@ onEveryDoor((suite) => {
       ["an error message", true],
     ])("untrusted input (%s) and private data before an external effect need a person", async (_, fails) => {
       const { executed, tools: all } = tools(fails);
-      const run = await suite.run({ tools: all, policies: [ruleOfTwo()] }, [[call("web"), call("mailbox")], [call("post")]]);
+      const run = await suite.run({ tools: all, policies: [ruleOfTwo()] }, [
+        [call("web"), call("mailbox")],
+        [call("post")],
+      ]);
       expect(run).toMatchObject({ status: "waiting", open: [{ subject: "call", tool_name: "post" }] });
       expect(executed.map(({ name }) => name).sort()).toEqual(["mailbox", "web"]);
     });

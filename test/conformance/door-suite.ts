@@ -15,7 +15,14 @@ import {
 import { afterAll, beforeAll, beforeEach, describe, expect } from "vitest";
 import { z } from "zod";
 import { type ModelServer, type ScriptedReply, startModelServer } from "../support/model-server.ts";
-import { type DoorRun, type DoorWorld, durableWorld, type Installation, libraryWorld, type TrailEntry } from "./door-world.ts";
+import {
+  type DoorRun,
+  type DoorWorld,
+  durableWorld,
+  type Installation,
+  libraryWorld,
+  type TrailEntry,
+} from "./door-world.ts";
 
 /** Stands in every argument and result of the suite, so that a trail which repeats any is found out. */
 export const content = "CONTENT-4711";
@@ -48,18 +55,31 @@ export function recorder() {
 }
 
 /** A policy of one verdict at one stage; `about` says for which values. */
-export function policy(name: string, stage: Policy["stages"][number], verdict: Verdict, about: (text: string) => boolean = () => true): Policy {
+export function policy(
+  name: string,
+  stage: Policy["stages"][number],
+  verdict: Verdict,
+  about: (text: string) => boolean = () => true,
+): Policy {
   return { name, stages: [stage], check: (value) => (about(JSON.stringify(value)) ? verdict : { action: "allow" }) };
 }
 
 type Calls = NonNullable<ScriptedReply["toolCalls"]>;
-export const call = (name: string, input: Record<string, unknown> = {}) => ({ name, input: { what: content, ...input } });
+export const call = (name: string, input: Record<string, unknown> = {}) => ({
+  name,
+  input: { what: content, ...input },
+});
 
 export interface Suite {
   readonly models: ModelServer;
   readonly world: DoorWorld;
   /** One run: the model makes these calls turn by turn and then says `Done.`; what it costs is by `usage`. */
-  run(installation: Installation, turns: Calls[], input?: Partial<RunInput>, usage?: { input: number; output: number }): Promise<DoorRun>;
+  run(
+    installation: Installation,
+    turns: Calls[],
+    input?: Partial<RunInput>,
+    usage?: { input: number; output: number },
+  ): Promise<DoorRun>;
   /** What the model was told of the calls, in its latest request. */
   told(): string[];
 }
@@ -134,14 +154,19 @@ export function expectLegal(events: LogEvent[]): void {
     must(event.seq === at + 1, event);
     must((at === 0) === (event.type === "run.queued"), event);
     must(!finals.includes(event.type) || at === events.length - 1, event);
-    const place = "iteration" in event.data && "index" in event.data ? `${event.data.iteration}.${event.data.index}` : "";
+    const place =
+      "iteration" in event.data && "index" in event.data ? `${event.data.iteration}.${event.data.index}` : "";
     switch (event.type) {
       case "run.started":
         owned = true;
         break;
       case "run.waiting":
         must(owned, event);
-        if (event.data.waiting_for === "approval") must([...asked].some((id) => !decided.has(id)), event);
+        if (event.data.waiting_for === "approval")
+          must(
+            [...asked].some((id) => !decided.has(id)),
+            event,
+          );
         owned = false;
         break;
       case "run.resumed":
@@ -164,7 +189,8 @@ export function expectLegal(events: LogEvent[]): void {
         finished.add(place);
         break;
       case "policy.applied":
-        if (event.data.stage === "arguments") must(called.has(place) && !intended.has(place) && !finished.has(place), event);
+        if (event.data.stage === "arguments")
+          must(called.has(place) && !intended.has(place) && !finished.has(place), event);
         if (event.data.stage === "result") must(called.has(place) && !finished.has(place), event);
         break;
       case "approval.requested":
@@ -179,7 +205,14 @@ export function expectLegal(events: LogEvent[]): void {
   }
 }
 
-const outcomes: Record<string, string> = { approve: "approved", retry: "approved", done: "approved", reject: "rejected", fail: "rejected", expire: "expired" };
+const outcomes: Record<string, string> = {
+  approve: "approved",
+  retry: "approved",
+  done: "approved",
+  reject: "rejected",
+  fail: "rejected",
+  expire: "expired",
+};
 
 /** Every outcome, question, decision and block stands in the trail once, by hashes; nothing that was an argument or a result does. */
 function expectTrail(run: DoorRun): void {
@@ -188,29 +221,70 @@ function expectTrail(run: DoorRun): void {
   const entries = (prefix: string): TrailEntry[] => run.trail.filter(({ action }) => action.startsWith(prefix));
   const byText = (a: unknown, b: unknown) => (JSON.stringify(a) < JSON.stringify(b) ? -1 : 1);
   const calls = new Map(
-    run.data("model.call").flatMap(({ iteration, tool_calls }) => tool_calls.map((one, index) => [`${iteration}.${index}`, one])),
+    run
+      .data("model.call")
+      .flatMap(({ iteration, tool_calls }) => tool_calls.map((one, index) => [`${iteration}.${index}`, one])),
   );
-  expect(entries("tool.called").map(({ data: { tool, status, arguments: given, result } }) => [tool, status, given, result]).sort(byText)).toEqual(
+  // What was carried out, where that is not what the model wrote.
+  const intended = new Map(
+    run.data("tool.intent").map(({ iteration, index, input }) => [`${iteration}.${index}`, input]),
+  );
+  const asked = new Map(run.data("approval.requested").map((question) => [question.approval_id, question]));
+  const edited = new Map(
+    run.data("approval.decided").flatMap(({ approval_id, edited_input }) => {
+      const { iteration, index } = asked.get(approval_id)!;
+      return edited_input === undefined ? [] : [[`${iteration}.${index}`, edited_input] as const];
+    }),
+  );
+  expect(
+    entries("tool.called")
+      .map(({ data: { tool, status, arguments: given, result } }) => [tool, status, given, result])
+      .sort(byText),
+  ).toEqual(
     run
       .data("tool.result")
       .map(({ iteration, index, tool_name, status, output }) => [
         tool_name,
         status,
-        contentHash(calls.get(`${iteration}.${index}`)!.input),
+        contentHash(
+          intended.get(`${iteration}.${index}`) ??
+            edited.get(`${iteration}.${index}`) ??
+            calls.get(`${iteration}.${index}`)!.input,
+        ),
         contentHash(output),
       ])
       .sort(byText),
   );
-  expect(entries("approval.requested").map(({ data }) => [data.approval, data.hash]).sort(byText)).toEqual(
-    run.data("approval.requested").map(({ approval_id, hash }) => [approval_id, hash]).sort(byText),
+  expect(
+    entries("approval.requested")
+      .map(({ data }) => [data.approval, data.hash])
+      .sort(byText),
+  ).toEqual(
+    run
+      .data("approval.requested")
+      .map(({ approval_id, hash }) => [approval_id, hash])
+      .sort(byText),
   );
   const decisions = run.trail.filter(({ action }) => /^approval\.(approved|rejected|expired)$/.test(action));
   expect(decisions.map(({ action, actor, data }) => [data.approval, action, actor]).sort(byText)).toEqual(
-    run.data("approval.decided").map(({ approval_id, decision, by }) => [approval_id, `approval.${outcomes[decision]}`, by]).sort(byText),
+    run
+      .data("approval.decided")
+      .map(({ approval_id, decision, by }) => [approval_id, `approval.${outcomes[decision]}`, by])
+      .sort(byText),
   );
-  expect(entries("policy.blocked").map(({ data: { policy, stage } }) => [policy, stage]).sort(byText)).toEqual(
-    run.data("policy.applied").filter(({ action }) => action === "block").map(({ policy, stage }) => [policy, stage]).sort(byText),
+  expect(
+    entries("policy.blocked")
+      .map(({ data: { policy, stage } }) => [policy, stage])
+      .sort(byText),
+  ).toEqual(
+    run
+      .data("policy.applied")
+      .filter(({ action }) => action === "block")
+      .map(({ policy, stage }) => [policy, stage])
+      .sort(byText),
   );
   for (const { action } of run.trail)
-    expect(action).toMatch(/^(tool\.called|policy\.blocked|query\.\w+|budget\.\w+|approval\.(requested|approved|rejected|expired))$/);
+    expect(action).toMatch(
+      /^(tool\.called|policy\.blocked|query\.\w+|budget\.\w+|approval\.(requested|approved|rejected|expired))$/,
+    );
 }

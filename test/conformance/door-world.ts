@@ -99,7 +99,8 @@ function restOf(id: string, status: DoorRun["status"], events: LogEvent[], trail
 /** `new AgentHarness(config).run(query)`: the log is an array, and a decision comes with the next call of `run`. */
 export function libraryWorld(models: ModelServer): DoorWorld {
   const audit = memoryAudit();
-  const harnessOf = (installation: Installation) => new AgentHarness({ env: models.env(), model, ...installation, audit });
+  const harnessOf = (installation: Installation) =>
+    new AgentHarness({ env: models.env(), model, ...installation, audit });
   let harness = harnessOf({ tools: [] });
 
   function carry(runId: string, events: LogEvent[]) {
@@ -155,7 +156,10 @@ export async function durableWorld(models: ModelServer): Promise<DoorWorld> {
   let now: Installation = { tools: [] };
   let registry = new ToolRegistry();
   const bench = await createBench();
-  const config = queueConfig.parse({ REDIS_URL: inject("redisUrl"), DROVER_QUEUE_PREFIX: `{${bench.url.split("/").at(-1)}}` });
+  const config = queueConfig.parse({
+    REDIS_URL: inject("redisUrl"),
+    DROVER_QUEUE_PREFIX: `{${bench.url.split("/").at(-1)}}`,
+  });
   const signals: Signals = await openSignals(config, { logger, directUrl: bench.url });
   const source = createModels(modelConfig.parse({ ...models.env(), DROVER_MODEL: model }));
   const worker: RunWorker = await startWorker({
@@ -220,7 +224,13 @@ export async function durableWorld(models: ModelServer): Promise<DoorWorld> {
       },
       async raise(raise) {
         const { max_cost_usd: maxCostUsd, action_budget: actionBudget } = raise;
-        const answer = await raiseRunBudget(bench.pool, bench.blobs, { tenant: "default", id }, { maxCostUsd, actionBudget }, person);
+        const answer = await raiseRunBudget(
+          bench.pool,
+          bench.blobs,
+          { tenant: "default", id },
+          { maxCostUsd, actionBudget },
+          person,
+        );
         if (answer?.resumed) await wakeRuns(bench.pool, bench.queue, [answer.resumed]);
         return await rest(id);
       },

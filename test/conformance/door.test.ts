@@ -10,7 +10,9 @@ onEveryDoor((suite) => {
       const { executed, tool } = recorder();
       const run = await suite.run({ tools: [tool("write")] }, [[call("write", { n: "seven" })]]);
       expect(run.status).toBe("completed");
-      expect(run.data("tool.result")).toMatchObject([{ status: "error", problem: "arguments", output: expect.stringMatching(/\bn: /) }]);
+      expect(run.data("tool.result")).toMatchObject([
+        { status: "error", problem: "arguments", output: expect.stringMatching(/\bn: /) },
+      ]);
       expect(run.data("tool.intent")).toEqual([]);
       expect(suite.told()).toEqual([expect.stringMatching(/The arguments are not valid.*\bn: /)]);
       expect(executed).toEqual([]);
@@ -36,7 +38,15 @@ onEveryDoor((suite) => {
       expect(executed.map((one) => one.input)).toEqual([{ what: "[pin]" }]);
       expect(run.data("tool.intent")).toMatchObject([{ input: { what: "[pin]" } }]);
       expect(run.data("policy.applied")).toEqual([
-        { stage: "arguments", policy: "no-pins", action: "redact", reason: "a pin", iteration: 1, index: 0, tool_name: "write" },
+        {
+          stage: "arguments",
+          policy: "no-pins",
+          action: "redact",
+          reason: "a pin",
+          iteration: 1,
+          index: 0,
+          tool_name: "write",
+        },
       ]);
     });
 
@@ -88,8 +98,14 @@ onEveryDoor((suite) => {
 
     test.each<[Permission[], string[]]>([
       [["read"], ["read"]],
-      [["read", "write"], ["read", "write"]],
-      [["read", "write", "admin"], ["read", "write", "admin"]],
+      [
+        ["read", "write"],
+        ["read", "write"],
+      ],
+      [
+        ["read", "write", "admin"],
+        ["read", "write", "admin"],
+      ],
       [[], []],
     ])("a caller with %j reaches %j, whatever the agent says", async (permissions, reached) => {
       const { executed, tool } = recorder();
@@ -161,8 +177,18 @@ onEveryDoor((suite) => {
     test("maxCallsPerRun holds over turns; a call that was not made does not count", async () => {
       const { executed, tool } = recorder();
       const tools = [tool("write", { maxCallsPerRun: 2 })];
-      const run = await suite.run({ tools }, [[call("write", { n: "bad" })], [call("write")], [call("write")], [call("write")]]);
-      expect(run.data("tool.result")).toMatchObject([{ problem: "arguments" }, { status: "ok" }, { status: "ok" }, late]);
+      const run = await suite.run({ tools }, [
+        [call("write", { n: "bad" })],
+        [call("write")],
+        [call("write")],
+        [call("write")],
+      ]);
+      expect(run.data("tool.result")).toMatchObject([
+        { problem: "arguments" },
+        { status: "ok" },
+        { status: "ok" },
+        late,
+      ]);
       expect(run.data("tool.result")[3]!.output).toMatch(/may be called 2 times/);
       expect(executed).toHaveLength(2);
     });
@@ -171,7 +197,12 @@ onEveryDoor((suite) => {
       const { executed, tool } = recorder();
       const calls = [0, 1, 2, 3].map((n) => call("write", { n }));
       const run = await suite.run({ tools: [tool("write", { maxCallsPerRun: 2 })] }, [calls]);
-      expect(run.data("tool.result").sort((a, b) => a.index - b.index)).toMatchObject([{ status: "ok" }, { status: "ok" }, late, late]);
+      expect(run.data("tool.result").sort((a, b) => a.index - b.index)).toMatchObject([
+        { status: "ok" },
+        { status: "ok" },
+        late,
+        late,
+      ]);
       expect(executed.map(({ input }) => (input as { n: number }).n).sort()).toEqual([0, 1]);
     });
 
@@ -202,7 +233,8 @@ onEveryDoor((suite) => {
     const intents = run.data("tool.intent");
     expect(intents.map(({ tool_name }) => tool_name).sort()).toEqual(["idem", "idem", "unsafe"]);
     expect(new Set(executed.map(({ context }) => context.idempotencyKey)).size).toBe(4);
-    for (const { idempotency_key } of intents) expect(executed.map(({ context }) => context.idempotencyKey)).toContain(idempotency_key);
+    for (const { idempotency_key } of intents)
+      expect(executed.map(({ context }) => context.idempotencyKey)).toContain(idempotency_key);
     for (const { context } of executed) expect(context).toMatchObject({ runId: run.id, tenant: "default" });
   });
 });

@@ -7,13 +7,21 @@ import {
   type NewEvent,
   planRollback,
   RollbackCoordinator,
+  type RollbackPlan,
   ToolRegistry,
   type ToolResult,
 } from "@drover/harness";
 import { describe, expect, it } from "vitest";
 import { z } from "zod";
 
-const context = { runId: "r", tenant: "t", callId: "c", idempotencyKey: "k", signal: new AbortController().signal, workspace: "w" };
+const context = {
+  runId: "r",
+  tenant: "t",
+  callId: "c",
+  idempotencyKey: "k",
+  signal: new AbortController().signal,
+  workspace: "w",
+};
 
 function toolOf(name: string, more: Partial<AnyTool> = {}): AnyTool {
   return defineTool({
@@ -33,7 +41,13 @@ type Done = { tool: AnyTool; intent?: false | { input: unknown }; result?: Parti
 function logOf(done: Done[]): NewEvent[] {
   const queued: NewEvent = {
     type: "run.queued",
-    data: { query: "", agent: "default", max_iterations: 9, limits: { soft_seconds: 1, hard_seconds: 1 }, retry: { max_attempts: 1, backoff_ms: 0, max_backoff_ms: 0 } },
+    data: {
+      query: "",
+      agent: "default",
+      max_iterations: 9,
+      limits: { soft_seconds: 1, hard_seconds: 1 },
+      retry: { max_attempts: 1, backoff_ms: 0, max_backoff_ms: 0 },
+    },
   };
   const turns = done.flatMap(({ tool, intent, result }, at): NewEvent[] => {
     const iteration = at + 1;
@@ -41,20 +55,47 @@ function logOf(done: Done[]): NewEvent[] {
     const about = { iteration, index: 0, call_id: call.id, tool_name: tool.name };
     const usage = { input: 0, output: 0, cached: 0 };
     return [
-      { type: "model.call", data: { iteration, model: "m/m", text: "", tool_calls: [call], finish_reason: "", usage, cost_usd: 0, duration_ms: 0 } },
-      ...(intent === false || tool.effect === "pure" ? [] : [{ type: "tool.intent" as const, data: { ...about, idempotency_key: `k${at}`, ...intent } }]),
-      ...(result === null ? [] : [{ type: "tool.result" as const, data: { ...about, status: "ok" as const, output: { made: at }, duration_ms: 0, ...result } }]),
+      {
+        type: "model.call",
+        data: {
+          iteration,
+          model: "m/m",
+          text: "",
+          tool_calls: [call],
+          finish_reason: "",
+          usage,
+          cost_usd: 0,
+          duration_ms: 0,
+        },
+      },
+      ...(intent === false || tool.effect === "pure"
+        ? []
+        : [{ type: "tool.intent" as const, data: { ...about, idempotency_key: `k${at}`, ...intent } }]),
+      ...(result === null
+        ? []
+        : [
+            {
+              type: "tool.result" as const,
+              data: { ...about, status: "ok" as const, output: { made: at }, duration_ms: 0, ...result },
+            },
+          ]),
     ];
   });
   return [queued, ...turns];
 }
 
-/** Runs the plan as the loop would, and returns its report. */
-async function carryOut(events: NewEvent[], tools: AnyTool[]): Promise<string> {
+type Messages = Parameters<RollbackPlan["model"]["call"]>[0]["messages"];
+
+/** Runs the plan as the loop would, to its report or so many turns. `messages`: where it goes on. */
+async function carryOut(
+  events: NewEvent[],
+  tools: AnyTool[],
+  { messages = [], turns = 99 }: { messages?: Messages; turns?: number } = {},
+): Promise<string> {
   const { model, registry, agent } = planRollback(fold(JSON.parse(JSON.stringify(events))), new ToolRegistry(tools));
   const box = registry.boxFor("default", agent);
-  const messages: Parameters<typeof model.call>[0]["messages"] = [{ role: "user", content: "undo" }];
-  for (;;) {
+  for (let turn = 0; ; turn++) {
+    if (turn === turns) return "";
     const reply = await model.call({ messages, tools: box.specs }, { signal: context.signal });
     if (!reply.ok) throw new Error(reply.message);
     const [call] = reply.toolCalls;
@@ -63,7 +104,10 @@ async function carryOut(events: NewEvent[], tools: AnyTool[]): Promise<string> {
       (value) => ({ type: "json", value: value as never }) as const,
       (error: Error) => ({ type: "error-text", value: error.message }) as const,
     );
-    messages.push(...reply.messages, { role: "tool", content: [{ type: "tool-result", toolCallId: call.id, toolName: call.name, output }] });
+    messages.push(...reply.messages, {
+      role: "tool",
+      content: [{ type: "tool-result", toolCallId: call.id, toolName: call.name, output }],
+    });
   }
 }
 
@@ -73,7 +117,12 @@ describe("the plan", () => {
     const write = toolOf("write", { compensate: (done) => void undone.push(done) });
     const events = logOf([{ tool: write }, { tool: write, intent: { input: { n: 41 } } }, { tool: write }]);
     expect(await carryOut(events, [write])).toBe(
-      ['3 of 3 effects undone, the last one first.', 'undone: write {"n":2}', 'undone: write {"n":1}', 'undone: write {"n":0}'].join("\n"),
+      [
+        "3 of 3 effects undone, the last one first.",
+        'undone: write {"n":2}',
+        'undone: write {"n":41}',
+        'undone: write {"n":0}',
+      ].join("\n"),
     );
     expect(undone).toEqual([
       { input: { n: 2 }, output: { made: 2 } },
@@ -124,7 +173,7 @@ describe("the plan", () => {
     const events = logOf([
       { tool: write },
       { tool: write, result: { status: "error", output: "connection lost", problem: "tool" } },
-      { tool: write, result: { status: "denied", output: "withheld", problem: "policy" } },
+      { tool: write, result: { status: "denied", output: "withheld", problem: "withheld" } },
       { tool: write, result: { status: "skipped", output: "not tried again", problem: "time" } },
     ]);
     const report = await carryOut(events, [write]);
@@ -148,17 +197,44 @@ describe("the plan", () => {
   it("is the same every time, so that a resumed rollback goes on where it was", () => {
     const tools = new ToolRegistry([toolOf("write", { compensate: () => null })]);
     const state = () => fold(logOf([{ tool: tools.get("write")! }, { tool: tools.get("write")! }]));
-    const names = () => planRollback(state(), tools).registry.boxFor("default", {}).specs.map(({ name }) => name);
-    expect(names()).toEqual(["undo_0_write", "undo_1_write"]);
+    const names = () =>
+      planRollback(state(), tools)
+        .registry.boxFor("default", {})
+        .specs.map(({ name }) => name);
+    expect(names()).toEqual(["undo_2_0_write", "undo_1_0_write"]);
     expect(names()).toEqual(names());
+  });
+
+  it("goes on where it was after a deploy that took a tool away: nothing twice, nothing left out, nothing mixed up", async () => {
+    const undone: number[] = [];
+    const compensate = ({ input: { n } }: { input: { n: number } }) => void undone.push(n);
+    const [first, second, calc] = [
+      toolOf("first", { compensate }),
+      toolOf("second", { compensate }),
+      toolOf("calc", { effect: "pure", compensate }),
+    ];
+    const events = logOf([{ tool: second }, { tool: second }, { tool: calc }, { tool: first }]);
+    const messages: Messages = [];
+    await carryOut(events, [first, second, calc], { messages, turns: 2 });
+    expect(undone).toEqual([3, 2]);
+    expect((await carryOut(events, [second], { messages })).split("\n")).toEqual([
+      // What a pure tool did is unknown once the tool is gone.
+      "3 of 3 effects undone, the last one first.",
+      'undone: first {"n":3}',
+      'undone: second {"n":1}',
+      'undone: second {"n":0}',
+    ]);
+    expect(undone).toEqual([3, 2, 1, 0]);
   });
 
   it("keeps an undo's effect, so that an unsafe one is never repeated in silence", () => {
     const kinds = ["pure", "idempotent", "unsafe"] as const;
     const tools = kinds.map((effect) => toolOf(effect, { effect, timeoutMs: 5, compensate: () => null }));
     const { registry } = planRollback(fold(logOf(tools.map((tool) => ({ tool })))), new ToolRegistry(tools));
-    expect(["undo_0_unsafe", "undo_1_idempotent", "undo_2_pure"].map((name) => registry.get(name)!.effect)).toEqual(["unsafe", "idempotent", "idempotent"]);
-    expect(registry.get("undo_0_unsafe")!.timeoutMs).toBe(5);
+    expect(
+      ["undo_3_0_unsafe", "undo_2_0_idempotent", "undo_1_0_pure"].map((name) => registry.get(name)!.effect),
+    ).toEqual(["unsafe", "idempotent", "idempotent"]);
+    expect(registry.get("undo_3_0_unsafe")!.timeoutMs).toBe(5);
   });
 });
 
@@ -172,32 +248,48 @@ describe("RollbackCoordinator", () => {
   });
 
   it.each([
-    ["an object", () => ({ a: 1, deep: { list: [1, { x: 1 }], when: new Date(5) } }), (state: never) => Object.assign(state, { a: 2, b: 3 })],
-    ["a nested value", () => ({ deep: { list: [1, { x: 1 }] } }), (state: { deep: { list: unknown[] } }) => ((state.deep.list[1] as { x: number }).x = 9)],
+    [
+      "an object",
+      () => ({ a: 1, deep: { list: [1, { x: 1 }], when: new Date(5) } }),
+      (state: never) => Object.assign(state, { a: 2, b: 3 }),
+    ],
+    [
+      "a nested value",
+      () => ({ deep: { list: [1, { x: 1 }] } }),
+      (state: { deep: { list: unknown[] } }) => ((state.deep.list[1] as { x: number }).x = 9),
+    ],
     ["a key taken away", () => ({ a: 1, b: 2 }), (state: { a?: number }) => delete state.a],
     ["an array", () => [1, 2, { x: 1 }], (state: unknown[]) => state.splice(0, 2, "new")],
-    ["a Map", () => new Map<string, unknown>([["a", { x: 1 }]]), (state: Map<string, unknown>) => state.set("b", 1).delete("a")],
+    [
+      "a Map",
+      () => new Map<string, unknown>([["a", { x: 1 }]]),
+      (state: Map<string, unknown>) => state.set("b", 1).delete("a"),
+    ],
     ["a Set", () => new Set([1, 2]), (state: Set<number>) => state.add(3).delete(1)],
     ["an array of 300,000", () => Array.from({ length: 300_000 }, (_, n) => n), (state: number[]) => state.reverse()],
-  ] as [string, () => object, (state: object) => unknown][])("gives back %s, the same object, when it throws", async (_, make, change) => {
-    const coordinator = new RollbackCoordinator();
-    const state = make();
-    const failed = coordinator.transaction(state, "change", async (given) => {
-      change(given);
-      await Promise.resolve();
-      expect(given).not.toEqual(make());
-      throw new Error("in the middle");
-    });
-    await expect(failed).rejects.toThrow("in the middle");
-    expect(state).toEqual(make());
-    expect(coordinator.history).toEqual([]);
-    expect(coordinator.rollbackLast()).toBeNull();
-  });
+  ] as [string, () => object, (state: object) => unknown][])(
+    "gives back %s, the same object, when it throws",
+    async (_, make, change) => {
+      const coordinator = new RollbackCoordinator();
+      const state = make();
+      const failed = coordinator.transaction(state, "change", async (given) => {
+        change(given);
+        await Promise.resolve();
+        expect(given).not.toEqual(make());
+        throw new Error("in the middle");
+      });
+      await expect(failed).rejects.toThrow("in the middle");
+      expect(state).toEqual(make());
+      expect(coordinator.history).toEqual([]);
+      expect(coordinator.rollbackLast()).toBeNull();
+    },
+  );
 
   it("takes back the last committed one first, then the one before", async () => {
     const coordinator = new RollbackCoordinator();
     const state = { log: [] as string[] };
-    for (const name of ["one", "two", "three"]) await coordinator.transaction(state, name, (given) => void given.log.push(name));
+    for (const name of ["one", "two", "three"])
+      await coordinator.transaction(state, name, (given) => void given.log.push(name));
     await coordinator.transaction(state, "bad", () => Promise.reject(new Error("no"))).catch(() => {});
     expect(coordinator.history).toEqual(["one", "two", "three"]);
     expect(coordinator.rollbackLast()).toBe("three");
@@ -205,7 +297,11 @@ describe("RollbackCoordinator", () => {
     expect(coordinator.rollbackLast()).toBe("two");
     await coordinator.transaction(state, "four", (given) => void given.log.push("four"));
     expect(state.log).toEqual(["one", "four"]);
-    expect([coordinator.rollbackLast(), coordinator.rollbackLast(), coordinator.rollbackLast()]).toEqual(["four", "one", null]);
+    expect([coordinator.rollbackLast(), coordinator.rollbackLast(), coordinator.rollbackLast()]).toEqual([
+      "four",
+      "one",
+      null,
+    ]);
     expect(state.log).toEqual([]);
   });
 
@@ -223,8 +319,12 @@ describe("RollbackCoordinator", () => {
   it("keeps two states apart", async () => {
     const coordinator = new RollbackCoordinator();
     const [a, b] = [{ n: 1 }, { n: 1 }];
-    await coordinator.transaction(a, "a", (state) => void (state.n = 2));
-    await coordinator.transaction(b, "b", (state) => void (state.n = 3));
+    await coordinator.transaction(a, "a", (state) => {
+      state.n = 2;
+    });
+    await coordinator.transaction(b, "b", (state) => {
+      state.n = 3;
+    });
     coordinator.rollbackLast();
     expect([a.n, b.n]).toEqual([2, 1]);
   });

@@ -1,7 +1,7 @@
 /** Money of tenants and sessions: set aside before a call, charged with it, given back whatever happens; never more than there is. */
 import { randomUUID } from "node:crypto";
 import { toNanos } from "@drover/harness";
-import { type CapChange, readBudget, setBudget, type Submission } from "@drover/runs";
+import { type CapChange, readBudget, type Submission, setBudget } from "@drover/runs";
 import { beforeEach, describe, expect, test } from "vitest";
 import { createBudgets, releaseOrphans } from "../../packages/runs/src/budget.ts";
 import { takeOver } from "../../packages/runs/src/moves.ts";
@@ -20,11 +20,21 @@ beforeEach(async () => {
 });
 
 const setCap = (caps: CapChange, of = tenant) => setBudget(world.bench.pool, of, caps, "key_admin");
-const submit = (more: Parameters<typeof input>[0] = {}, about: Partial<Submission> = {}) => world.submit({ tenant, ...about, input: input(more) });
+const submit = (more: Parameters<typeof input>[0] = {}, about: Partial<Submission> = {}) =>
+  world.submit({ tenant, ...about, input: input(more) });
 const accounts = async (of = tenant) =>
-  (await world.bench.pool.query("SELECT level, ref, used_nanos AS used, reserved_nanos AS reserved FROM budget_accounts WHERE tenant = $1 ORDER BY level, ref", [of])).rows;
+  (
+    await world.bench.pool.query(
+      "SELECT level, ref, used_nanos AS used, reserved_nanos AS reserved FROM budget_accounts WHERE tenant = $1 ORDER BY level, ref",
+      [of],
+    )
+  ).rows;
 const spent = async (of = tenant): Promise<number> =>
-  (await world.bench.pool.query("SELECT coalesce(sum(cost_nanos), 0)::bigint AS spent FROM runs WHERE tenant = $1", [of])).rows[0].spent;
+  (
+    await world.bench.pool.query("SELECT coalesce(sum(cost_nanos), 0)::bigint AS spent FROM runs WHERE tenant = $1", [
+      of,
+    ])
+  ).rows[0].spent;
 const nothingHeld = async () => {
   expect((await world.bench.pool.query("SELECT FROM budget_reservations")).rowCount).toBe(0);
   expect((await world.bench.pool.query("SELECT FROM budget_accounts WHERE reserved_nanos <> 0")).rowCount).toBe(0);
@@ -36,7 +46,10 @@ describe("200 runs against one nearly empty tenant budget", () => {
   const wanted = 400;
 
   async function everybody(cap: number, output: (asked: number) => number) {
-    world.models.script(({ body }) => ({ text: "an answer", usage: { input: 20, output: output(Number(body.max_tokens)) } }));
+    world.models.script(({ body }) => ({
+      text: "an answer",
+      usage: { input: 20, output: output(Number(body.max_tokens)) },
+    }));
     await setCap({ month: cap });
     for (let n = 0; n < runs; n++) await submit({ max_tokens: wanted });
     await world.start({}, slots);
@@ -45,8 +58,14 @@ describe("200 runs against one nearly empty tenant budget", () => {
     expect(account).toMatchObject({ level: "tenant_month", reserved: 0 });
     expect(account.used).toBe(await spent());
     await nothingHeld();
-    const { rows } = await world.bench.pool.query("SELECT status, stop_reason, count(*) FROM runs WHERE tenant = $1 GROUP BY 1, 2 ORDER BY 1", [tenant]);
-    expect(rows.map(({ status, stop_reason }) => [status, stop_reason])).toEqual([["completed", null], ["failed", "budget"]]);
+    const { rows } = await world.bench.pool.query(
+      "SELECT status, stop_reason, count(*) FROM runs WHERE tenant = $1 GROUP BY 1, 2 ORDER BY 1",
+      [tenant],
+    );
+    expect(rows.map(({ status, stop_reason }) => [status, stop_reason])).toEqual([
+      ["completed", null],
+      ["failed", "budget"],
+    ]);
     return { used: account.used as number, completed: rows[0].count as number };
   }
 
@@ -90,11 +109,17 @@ describe("what is set aside", () => {
     expect(one.run.capped).toBe(true);
     expect(await one.budget.reserve(400_000, 1)).toEqual({ granted: 400_000 });
     expect(await two.budget.reserve(400_000, 1)).toEqual({ granted: 200_000 });
-    expect((await accounts()).map(({ level, reserved }) => [level, reserved])).toEqual([["tenant_day", 600_000], ["tenant_month", 600_000]]);
+    expect((await accounts()).map(({ level, reserved }) => [level, reserved])).toEqual([
+      ["tenant_day", 600_000],
+      ["tenant_month", 600_000],
+    ]);
     await one.budget.settle(0);
     await one.budget.settle(0);
     await two.budget.settle(0);
-    expect((await accounts()).map(({ used, reserved }) => [used, reserved])).toEqual([[0, 0], [0, 0]]);
+    expect((await accounts()).map(({ used, reserved }) => [used, reserved])).toEqual([
+      [0, 0],
+      [0, 0],
+    ]);
     await nothingHeld();
   });
 
@@ -108,16 +133,35 @@ describe("what is set aside", () => {
       granted = answer;
     });
     // Many turns of the database, none of which grants it.
-    for (let turn = 0; turn < 10; turn++) expect(await accounts()).toMatchObject([{ reserved: 600_000 }, { reserved: 600_000 }]);
+    for (let turn = 0; turn < 10; turn++)
+      expect(await accounts()).toMatchObject([{ reserved: 600_000 }, { reserved: 600_000 }]);
     expect(granted).toBeUndefined();
     await one.budget.settle(0);
     await waiting;
     expect(granted).toEqual({ granted: 500_000 });
     // Charged with the call's end.
     const usage = { input: 1, output: 1, cached: 0 };
-    const data = { iteration: 1, model: "m/m", text: "", tool_calls: [], finish_reason: "stop", usage, cost_usd: 0.0003, duration_ms: 1 };
-    await owner.append({ runId: two.run.id, epoch: two.run.epoch, tenant, event: { type: "model.call", data }, settles: true });
-    expect((await accounts()).map(({ used, reserved }) => [used, reserved])).toEqual([[300_000, 0], [300_000, 0]]);
+    const data = {
+      iteration: 1,
+      model: "m/m",
+      text: "",
+      tool_calls: [],
+      finish_reason: "stop",
+      usage,
+      cost_usd: 0.0003,
+      duration_ms: 1,
+    };
+    await owner.append({
+      runId: two.run.id,
+      epoch: two.run.epoch,
+      tenant,
+      event: { type: "model.call", data },
+      settles: true,
+    });
+    expect((await accounts()).map(({ used, reserved }) => [used, reserved])).toEqual([
+      [300_000, 0],
+      [300_000, 0],
+    ]);
     expect(await one.budget.reserve(500_000, 500_000)).toEqual({ exhausted: "tenant_day" });
     await nothingHeld();
   });
@@ -131,7 +175,9 @@ describe("what is set aside", () => {
     await other.budget.reserve(300_000, 1);
     await releaseOrphans(world.bench.pool);
     expect(await accounts()).toMatchObject([{ reserved: 700_000 }]);
-    await world.bench.pool.query("UPDATE runs SET worker = gen_random_uuid() WHERE id = ANY($1)", [[run.id, other.run.id]]);
+    await world.bench.pool.query("UPDATE runs SET worker = gen_random_uuid() WHERE id = ANY($1)", [
+      [run.id, other.run.id],
+    ]);
     await takeOver(world.bench.pool, 10);
     const next = await owner.claim(run.id);
     expect(await budgets(next, signal).reserve(500_000, 1)).toEqual({ granted: 500_000 });
@@ -154,7 +200,16 @@ describe("what is set aside", () => {
     const { run, budget } = await own();
     await budget.reserve(400_000, 1);
     const usage = { input: 0, output: 0, cached: 0 };
-    const data = { iteration: 1, model: "m/m", text: "", tool_calls: [], finish_reason: "stop", usage, cost_usd: null, duration_ms: 1 };
+    const data = {
+      iteration: 1,
+      model: "m/m",
+      text: "",
+      tool_calls: [],
+      finish_reason: "stop",
+      usage,
+      cost_usd: null,
+      duration_ms: 1,
+    };
     await owner.append({ runId: run.id, epoch: run.epoch, tenant, event: { type: "model.call", data }, settles: true });
     expect(await accounts()).toMatchObject([{ used: 400_000, reserved: 0 }]);
   });
@@ -171,7 +226,9 @@ describe("what is set aside", () => {
     );
     const sessions = [randomUUID(), randomUUID(), null];
     const runs = await Promise.all(
-      Array.from({ length: 45 }, (_, n) => owner.own({ tenant: tenants[n % 3]!, sessionId: sessions[Math.floor(n / 3) % 3]! })),
+      Array.from({ length: 45 }, (_, n) =>
+        owner.own({ tenant: tenants[n % 3]!, sessionId: sessions[Math.floor(n / 3) % 3]! }),
+      ),
     );
     const workers = [0, 1, 2].map(() => createBudgets(world.bench.pool, signal));
     const charged = new Map<string, number>();
@@ -193,10 +250,26 @@ describe("what is set aside", () => {
           }
           const usage = { input: 1, output: 1, cached: 0 };
           const cost = 100 + n + turn;
-          const data = { iteration: turn + 1, model: "m/m", text: "", tool_calls: [], finish_reason: "stop", usage, cost_usd: cost / 1e9, duration_ms: 1 };
-          await owner.append({ runId: run.id, epoch: run.epoch, tenant: run.tenant, event: { type: "model.call", data }, settles: true });
+          const data = {
+            iteration: turn + 1,
+            model: "m/m",
+            text: "",
+            tool_calls: [],
+            finish_reason: "stop",
+            usage,
+            cost_usd: cost / 1e9,
+            duration_ms: 1,
+          };
+          await owner.append({
+            runId: run.id,
+            epoch: run.epoch,
+            tenant: run.tenant,
+            event: { type: "model.call", data },
+            settles: true,
+          });
           budget.charged();
-          for (const key of [run.tenant, ...(run.sessionId ? [`${run.tenant} ${run.sessionId}`] : [])]) charged.set(key, (charged.get(key) ?? 0) + cost);
+          for (const key of [run.tenant, ...(run.sessionId ? [`${run.tenant} ${run.sessionId}`] : [])])
+            charged.set(key, (charged.get(key) ?? 0) + cost);
         }
       }),
     );
@@ -204,7 +277,8 @@ describe("what is set aside", () => {
     await others;
     await nothingHeld();
     for (const id of tenants) {
-      for (const { level, ref, used } of await accounts(id)) expect(used, `${level} ${ref}`).toBe(charged.get(level === "session" ? `${id} ${ref}` : id));
+      for (const { level, ref, used } of await accounts(id))
+        expect(used, `${level} ${ref}`).toBe(charged.get(level === "session" ? `${id} ${ref}` : id));
       expect(await accounts(id)).toHaveLength(4);
       expect(await spent(id)).toBe(charged.get(id));
     }
@@ -228,7 +302,11 @@ describe("what counts", () => {
     await world.start();
     await world.rest(await submit(), tenant);
     expect(await accounts()).toEqual([]);
-    expect(await readBudget(world.bench.pool, tenant)).toEqual({ day: { cap: null, used: one }, month: { cap: null, used: one }, session: { cap: null } });
+    expect(await readBudget(world.bench.pool, tenant)).toEqual({
+      day: { cap: null, used: one },
+      month: { cap: null, used: one },
+      session: { cap: null },
+    });
     await setCap({ month: one + costOf(0, 100) });
     const { run, outcome } = await world.rest(await submit(), tenant);
     expect(run).toMatchObject({ status: "failed", stopReason: "budget" });
@@ -251,11 +329,20 @@ describe("what counts", () => {
 
     await setCap({ day: 10 * one, month: 10 * one });
     await world.rest(await submit(), tenant);
-    expect((await accounts()).map(({ level, used }) => [level, used])).toEqual([["tenant_day", 7 + one], ["tenant_month", now.month.used + one]]);
+    expect((await accounts()).map(({ level, used }) => [level, used])).toEqual([
+      ["tenant_day", 7 + one],
+      ["tenant_month", now.month.used + one],
+    ]);
     // The day that begins finds no account of its own, and starts with what its own runs cost.
-    await world.bench.pool.query("UPDATE budget_accounts SET ref = '2026-01-01', used_nanos = $2 WHERE tenant = $1 AND level = 'tenant_day'", [tenant, 10 * one]);
+    await world.bench.pool.query(
+      "UPDATE budget_accounts SET ref = '2026-01-01', used_nanos = $2 WHERE tenant = $1 AND level = 'tenant_day'",
+      [tenant, 10 * one],
+    );
     expect((await world.rest(await submit(), tenant)).run.status).toBe("completed");
-    expect((await accounts()).filter(({ level }) => level === "tenant_day")).toMatchObject([{ used: 10 * one }, { used: 7 + 2 * one }]);
+    expect((await accounts()).filter(({ level }) => level === "tenant_day")).toMatchObject([
+      { used: 10 * one },
+      { used: 7 + 2 * one },
+    ]);
   });
 
   test("a run that waits for a day that is over goes on by itself", async () => {
@@ -283,7 +370,10 @@ describe("what counts", () => {
     expect(await statusOf(session)).toEqual(["failed", "The session's budget is used up."]);
     expect(await statusOf(other)).toEqual(["completed", undefined]);
     expect(await statusOf(null)).toEqual(["completed", undefined]);
-    expect((await accounts()).map(({ level, used }) => [level, used])).toEqual([["session", one], ["session", one]]);
+    expect((await accounts()).map(({ level, used }) => [level, used])).toEqual([
+      ["session", one],
+      ["session", one],
+    ]);
   });
 
   test("a model without a price is refused while a cap stands, and used when none does", async () => {
@@ -291,7 +381,10 @@ describe("what counts", () => {
     await world.start();
     const unpriced = { model: "ollama/some-model" };
     await setCap({ month: 1e9 });
-    expect((await world.rest(await submit(unpriced), tenant)).run).toMatchObject({ status: "failed", stopReason: "price_unknown" });
+    expect((await world.rest(await submit(unpriced), tenant)).run).toMatchObject({
+      status: "failed",
+      stopReason: "price_unknown",
+    });
     expect(world.models.count).toBe(0);
     await setCap({ month: null });
     expect((await world.rest(await submit(unpriced), tenant)).run.status).toBe("completed");
@@ -336,7 +429,10 @@ describe("what counts", () => {
     for (const id of mine) expect((await world.rest(id, tenant)).run.status).toBe("completed");
     expect((await world.bench.row(ofOwnCap)).status).toBe("waiting");
     expect((await world.bench.row(theirs)).status).toBe("waiting");
-    const { rows } = await world.bench.pool.query("SELECT actor, action, data FROM audit_entries WHERE tenant = $1 AND action = 'budget.changed' ORDER BY at DESC", [tenant]);
+    const { rows } = await world.bench.pool.query(
+      "SELECT actor, action, data FROM audit_entries WHERE tenant = $1 AND action = 'budget.changed' ORDER BY at DESC",
+      [tenant],
+    );
     expect(rows[0]).toEqual({ actor: "key_admin", action: "budget.changed", data: { month: 1e9 } });
   });
 });

@@ -1,8 +1,25 @@
 /** A database, a scripted model and real workers in this process: for tests of what durable runs do, told by their rows and logs. */
-import { type AgentDefinition, type AnyTool, type EventData, type EventType, type LogEvent, ToolRegistry } from "@drover/harness";
+import {
+  type AgentDefinition,
+  type AnyTool,
+  type EventData,
+  type EventType,
+  type LogEvent,
+  ToolRegistry,
+} from "@drover/harness";
 import { createModels, modelConfig } from "@drover/llm";
 import { openSignals, queueConfig, type Signals } from "@drover/queue";
-import { type Run, type RunWorker, readLog, readOutcome, readRun, type Submission, startWorker, waitForRun, wakeRuns } from "@drover/runs";
+import {
+  type Run,
+  type RunWorker,
+  readLog,
+  readOutcome,
+  readRun,
+  type Submission,
+  startWorker,
+  waitForRun,
+  wakeRuns,
+} from "@drover/runs";
 import { afterAll, afterEach, beforeAll, expect, inject } from "vitest";
 import { type ModelServer, startModelServer } from "../support/model-server.ts";
 import { createBench, logger } from "./bench.ts";
@@ -28,7 +45,10 @@ export function live() {
   beforeAll(async () => {
     bench = await createBench();
     models = await startModelServer();
-    const config = queueConfig.parse({ REDIS_URL: inject("redisUrl"), DROVER_QUEUE_PREFIX: `{${bench.url.split("/").at(-1)}}` });
+    const config = queueConfig.parse({
+      REDIS_URL: inject("redisUrl"),
+      DROVER_QUEUE_PREFIX: `{${bench.url.split("/").at(-1)}}`,
+    });
     signals = await openSignals(config, { logger, directUrl: bench.url });
   });
   afterEach(async () => {
@@ -80,7 +100,10 @@ export function live() {
     /** The run once it is final or waits. */
     async rest(id: string, tenant = "default") {
       const signal = new AbortController().signal;
-      await waitForRun({ db: bench.pool, blobs: bench.blobs, signals, tenant, runId: id, waitMs: 20_000, signal }, ({ status }) => rests(status));
+      await waitForRun(
+        { db: bench.pool, blobs: bench.blobs, signals, tenant, runId: id, waitMs: 20_000, signal },
+        ({ status }) => rests(status),
+      );
       const run = (await readRun(bench.pool, tenant, id))!;
       const events = await log(id, tenant);
       expect(run.status, JSON.stringify(events)).toSatisfy(rests);

@@ -1,5 +1,5 @@
 /** An owner of runs without a loop: it claims, asks people and parks as a worker does, one statement at a time, so that a test can get in between. */
-import { uuidv7, fromWireId, toWireId } from "@drover/protocol";
+import { fromWireId, toWireId, uuidv7 } from "@drover/protocol";
 import { type ApprovalRecord, readApproval, type Submission } from "@drover/runs";
 import { createLogWriter, readLog } from "../../packages/runs/src/log.ts";
 import { type Left, type Parking, parkRun } from "../../packages/runs/src/moves.ts";
@@ -33,7 +33,12 @@ export async function createOwner(bench: Bench) {
         expires_at: new Date(Date.now() + expiresInMs).toISOString(),
         on_expiry: "reject" as const,
       };
-      await append({ runId: run.id, epoch: run.epoch, tenant: run.tenant, event: { type: "approval.requested", data } });
+      await append({
+        runId: run.id,
+        epoch: run.epoch,
+        tenant: run.tenant,
+        event: { type: "approval.requested", data },
+      });
       return (await readApproval(pool, run.tenant, fromWireId("approval", data.approval_id)!))!;
     },
     park: (run: { id: string; epoch: number }, more: Partial<Parking> = {}): Promise<Left | null> =>

@@ -22,7 +22,8 @@ afterAll(() => bench.close());
 
 const rounds = 50;
 const yes: ApprovalDecision = { decision: "approve", by: "key_a" };
-const decide = (asked: ApprovalRecord, decision: ApprovalDecision = yes) => decideApproval(bench.pool, bench.blobs, asked, decision);
+const decide = (asked: ApprovalRecord, decision: ApprovalDecision = yes) =>
+  decideApproval(bench.pool, bench.blobs, asked, decision);
 /** What a call that may lose answers with: the error table's code, or what it gave. */
 const orCode = <T>(promise: Promise<T>) =>
   promise.catch((error: unknown) => {
@@ -77,9 +78,19 @@ describe("a decision and the park", () => {
       await tx.query("SELECT FROM runs WHERE id = $1 FOR UPDATE", [run.id]);
       parked = owner.park(run);
       await expect
-        .poll(async () => (await bench.pool.query("SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'")).rowCount)
+        .poll(
+          async () =>
+            (
+              await bench.pool.query(
+                "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'",
+              )
+            ).rowCount,
+        )
         .toBe(1);
-      await tx.query("UPDATE approvals SET status = 'approved', decided_at = now(), decided_by = 'key_a', decision = '{}' WHERE id = $1", [asked.id]);
+      await tx.query(
+        "UPDATE approvals SET status = 'approved', decided_at = now(), decided_by = 'key_a', decision = '{}' WHERE id = $1",
+        [asked.id],
+      );
     });
     expect(await parked).toMatchObject({ status: "queued" });
   });
@@ -89,7 +100,11 @@ describe("a decision and the park", () => {
     for (let round = 0; round < rounds; round++) {
       const run = await owner.own();
       const asked = await owner.ask(run);
-      const [decided, parked] = await race(round, () => decide(asked), () => owner.park(run));
+      const [decided, parked] = await race(
+        round,
+        () => decide(asked),
+        () => owner.park(run),
+      );
       // One of the two made it due, and it is.
       expect([decided.resumed?.status, parked!.status].filter((status) => status === "queued")).toHaveLength(1);
       expect(await bench.row(run.id)).toMatchObject({ status: "queued", woken: true, wake: 2 });
@@ -122,13 +137,23 @@ test(`two decisions at once: exactly one holds, ${rounds} times`, async () => {
     const asked = await owner.ask(run);
     await owner.park(run);
     const no: ApprovalDecision = { decision: "reject", by: "key_b" };
-    const results = await race(round, () => orCode(decide(asked)), () => orCode(decide(asked, no)));
+    const results = await race(
+      round,
+      () => orCode(decide(asked)),
+      () => orCode(decide(asked, no)),
+    );
     expect(results.filter((result) => result === "conflict")).toHaveLength(1);
     const { rows } = await bench.pool.query("SELECT status, decided_by FROM approvals WHERE id = $1", [asked.id]);
-    const won = results[0] === "conflict" ? { status: "rejected", decided_by: "key_b" } : { status: "approved", decided_by: "key_a" };
+    const won =
+      results[0] === "conflict"
+        ? { status: "rejected", decided_by: "key_b" }
+        : { status: "approved", decided_by: "key_a" };
     expect(rows[0]).toEqual(won);
     expect((await owner.types(run.id)).filter((type) => type === "approval.decided")).toHaveLength(1);
-    const audit = await bench.pool.query("SELECT action FROM audit_entries WHERE run_id = $1 AND action LIKE 'approval.%ed' AND action <> 'approval.requested'", [run.id]);
+    const audit = await bench.pool.query(
+      "SELECT action FROM audit_entries WHERE run_id = $1 AND action LIKE 'approval.%ed' AND action <> 'approval.requested'",
+      [run.id],
+    );
     expect(audit.rows).toEqual([{ action: `approval.${won.status}` }]);
   }
   await expectSound();
@@ -166,7 +191,11 @@ describe("a cancel and a decision", () => {
     for (let round = 0; round < rounds; round++) {
       const run = await owner.own();
       await owner.ask(run);
-      await race(round, () => owner.park(run), () => cancelRun(bench.pool, "default", run.id, "key_a"));
+      await race(
+        round,
+        () => owner.park(run),
+        () => cancelRun(bench.pool, "default", run.id, "key_a"),
+      );
       expect(await bench.row(run.id)).toMatchObject({ status: "cancelled", waiting_for: null, worker: null });
       expect((await owner.types(run.id)).filter((type) => finals.includes(type.slice(4)))).toEqual(["run.cancelled"]);
     }
@@ -196,7 +225,9 @@ describe("expiry", () => {
         ...(round % 2 === 0 ? [cancelRun(bench.pool, "default", run.id, "key_a")] : []),
         orCode(decide(asked, expire)),
       ]);
-      expect(results.filter((result) => typeof result === "object" && result && "resumed" in result).length).toBeLessThanOrEqual(1);
+      expect(
+        results.filter((result) => typeof result === "object" && result && "resumed" in result).length,
+      ).toBeLessThanOrEqual(1);
       expect((await bench.row(run.id)).status).toBe(round % 2 === 0 ? "cancelled" : "queued");
       expect((await owner.types(run.id)).filter((type) => type === "approval.decided").length).toBeLessThanOrEqual(1);
     }
@@ -207,13 +238,18 @@ describe("expiry", () => {
 describe("money", () => {
   const capped = { input: input({ max_cost_usd: 1, action_budget: 10 }) };
   const atRun = { waitingFor: "budget", level: "run", data: '{"waiting_for":"budget","level":"run"}' } as const;
-  const raise = (id: string, maxCostUsd = 2) => raiseRunBudget(bench.pool, bench.blobs, { tenant: "default", id }, { maxCostUsd }, "key_a");
+  const raise = (id: string, maxCostUsd = 2) =>
+    raiseRunBudget(bench.pool, bench.blobs, { tenant: "default", id }, { maxCostUsd }, "key_a");
 
   test(`a raise and the park at the same time, ${rounds} times: it goes on, once`, async () => {
     const seen = new Set<string>();
     for (let round = 0; round < rounds; round++) {
       const run = await owner.own(capped);
-      const [raised, parked] = await race(round, () => raise(run.id), () => owner.park(run, atRun));
+      const [raised, parked] = await race(
+        round,
+        () => raise(run.id),
+        () => owner.park(run, atRun),
+      );
       expect([raised!.resumed?.status, parked!.status].filter((status) => status === "queued")).toHaveLength(1);
       expect(await bench.row(run.id)).toMatchObject({ status: "queued", wake: 2, waiting_level: null });
       seen.add(parked!.status);
@@ -236,20 +272,27 @@ describe("money", () => {
       errors: [{ path: "max_cost_usd", message: expect.stringContaining("more than the cap there is now (1)") }],
     });
     expect((await bench.row(run.id)).status).toBe("waiting");
-    expect(await raiseRunBudget(bench.pool, bench.blobs, { tenant: "other", id: run.id }, { maxCostUsd: 2 }, "key_a")).toBeNull();
+    expect(
+      await raiseRunBudget(bench.pool, bench.blobs, { tenant: "other", id: run.id }, { maxCostUsd: 2 }, "key_a"),
+    ).toBeNull();
   });
 
-  test.each(["session", "tenant_day", "tenant_month"])("a cap of the %s that is raised between the refusal and the park is not missed", async (level) => {
-    const run = await owner.own();
-    // The call was refused here; now somebody raises the cap, and finds nobody waiting.
-    const caps = { day: 1e9, month: 1e9, session: 1e9 };
-    expect((await setBudget(bench.pool, "default", caps, "key_a")).map(({ runId }) => runId)).not.toContain(run.id);
-    expect(await owner.park(run, { ...atRun, level })).toMatchObject({ status: "queued" });
-    // It looks again, and is refused again: now it waits.
-    const again = await owner.claim(run.id);
-    expect(await owner.park(again, { ...atRun, level })).toMatchObject({ status: "waiting" });
-    expect((await setBudget(bench.pool, "default", { day: 2e9 }, "key_a")).map(({ runId }) => runId)).toContain(run.id);
-  });
+  test.each(["session", "tenant_day", "tenant_month"])(
+    "a cap of the %s that is raised between the refusal and the park is not missed",
+    async (level) => {
+      const run = await owner.own();
+      // The call was refused here; now somebody raises the cap, and finds nobody waiting.
+      const caps = { day: 1e9, month: 1e9, session: 1e9 };
+      expect((await setBudget(bench.pool, "default", caps, "key_a")).map(({ runId }) => runId)).not.toContain(run.id);
+      expect(await owner.park(run, { ...atRun, level })).toMatchObject({ status: "queued" });
+      // It looks again, and is refused again: now it waits.
+      const again = await owner.claim(run.id);
+      expect(await owner.park(again, { ...atRun, level })).toMatchObject({ status: "waiting" });
+      expect((await setBudget(bench.pool, "default", { day: 2e9 }, "key_a")).map(({ runId }) => runId)).toContain(
+        run.id,
+      );
+    },
+  );
 
   test(`a cap of the tenant and the park at the same time, ${rounds} times`, async () => {
     const seen = new Set<string>();
@@ -274,7 +317,9 @@ describe("an end", () => {
     const run = await owner.own();
     const asked = await owner.ask(run);
     await leaveRuns(bench.pool, [await bench.leaving(run, { status: "partial" })]);
-    const { rows } = await bench.pool.query("SELECT status, decided_by, decision FROM approvals WHERE id = $1", [asked.id]);
+    const { rows } = await bench.pool.query("SELECT status, decided_by, decision FROM approvals WHERE id = $1", [
+      asked.id,
+    ]);
     expect(rows[0]).toMatchObject({ status: "expired", decided_by: "system", decision: { note: "the run ended" } });
     await expect(decide(asked)).rejects.toMatchObject({ code: "conflict" });
     await expectSound();

@@ -31,11 +31,16 @@ function toolsOf(undone: Undone[], hang?: { n: number; hanging(): boolean }): An
       compensate: async ({ input: { n }, output }, { idempotencyKey, signal }) => {
         expect(output).toEqual({ made: n });
         undone.push({ n, key: idempotencyKey });
-        if (hang?.n === n && hang.hanging()) await new Promise((_, reject) => signal.addEventListener("abort", () => reject(signal.reason)));
+        if (hang && hang.n === n && hang.hanging())
+          await new Promise((_, reject) => signal.addEventListener("abort", () => reject(signal.reason)));
       },
       ...more,
     }) as AnyTool;
-  return [base("write", {}), base("unsafe", { effect: "unsafe", timeoutMs: 300 }), base("bare", { compensate: undefined })].map((tool) => {
+  return [
+    base("write", {}),
+    base("unsafe", { effect: "unsafe", timeoutMs: 300 }),
+    base("bare", { compensate: undefined }),
+  ].map((tool) => {
     if (tool.compensate === undefined) delete tool.compensate;
     return tool;
   });
@@ -56,7 +61,11 @@ const ask = async (id: string) => {
   return answer;
 };
 const rollbacksOf = async (id: string) =>
-  (await world.bench.pool.query("SELECT id, kind, of_run, agent, submitted_by, status FROM runs WHERE of_run = $1", [id])).rows;
+  (
+    await world.bench.pool.query("SELECT id, kind, of_run, agent, submitted_by, status FROM runs WHERE of_run = $1", [
+      id,
+    ])
+  ).rows;
 
 describe("asked for", () => {
   test("undoes in the reverse order, says what it could not undo, and leaves the run what it was", async () => {
@@ -68,15 +77,30 @@ describe("asked for", () => {
     expect(before.run.status).toBe("completed");
     const { id: rollback } = await ask(id);
     const { run, outcome, log } = await world.rest(rollback);
-    expect(run).toMatchObject({ status: "completed", kind: "rollback", ofRun: id, submittedBy: "key_client", metadata: { a: "b" }, costUsd: 0 });
+    expect(run).toMatchObject({
+      status: "completed",
+      kind: "rollback",
+      ofRun: id,
+      submittedBy: "key_client",
+      metadata: { a: "b" },
+      costUsd: 0,
+    });
     expect(undone.map(({ n }) => n)).toEqual([2, 0]);
     expect(outcome!.result.output).toBe(
-      ["2 of 3 effects undone, the last one first.", 'undone: write {"n":2}', 'NOT undone: bare {"n":1} (the tool has no compensate)', 'undone: write {"n":0}'].join("\n"),
+      [
+        "2 of 3 effects undone, the last one first.",
+        'undone: write {"n":2}',
+        'NOT undone: bare {"n":1} (the tool has no compensate)',
+        'undone: write {"n":0}',
+      ].join("\n"),
     );
-    expect(dataOf(log, "tool.intent").map(({ tool_name }) => tool_name)).toEqual(["undo_0_write", "undo_2_write"]);
+    expect(dataOf(log, "tool.intent").map(({ tool_name }) => tool_name)).toEqual(["undo_3_0_write", "undo_1_0_write"]);
     expect(world.models.count).toBe(4);
     expect(await world.log(id)).toEqual(before.log);
-    const { rows } = await world.bench.pool.query("SELECT actor, action FROM audit_entries WHERE run_id = $1 AND action LIKE 'rollback.%'", [id]);
+    const { rows } = await world.bench.pool.query(
+      "SELECT actor, action FROM audit_entries WHERE run_id = $1 AND action LIKE 'rollback.%'",
+      [id],
+    );
     expect(rows).toEqual([{ actor: "key_operator", action: "rollback.requested" }]);
   });
 
@@ -106,7 +130,9 @@ describe("asked for", () => {
     gate.open();
     await world.rest(id);
     const { id: rollback } = await ask(id);
-    expect((await world.rest(rollback)).outcome!.result.output).toBe("There was nothing to undo: the run changed nothing.");
+    expect((await world.rest(rollback)).outcome!.result.output).toBe(
+      "There was nothing to undo: the run changed nothing.",
+    );
     await expect(ask(rollback)).rejects.toMatchObject({ code: "conflict", message: "This run is a rollback itself." });
   });
 
@@ -148,15 +174,23 @@ describe("onFailure: rollback", () => {
   test("the worker dies right after the settling commit: exactly one rollback, by whoever comes next", async () => {
     const owner = await createOwner(world.bench);
     const run = await owner.own();
+    await world.bench.pool.query("UPDATE runs SET steps = 1 WHERE id = $1", [run.id]);
     // Committed, and the one who should make the rollback is gone.
-    const [left] = await leaveRuns(world.bench.pool, [await world.bench.leaving(run, { status: "partial", rollback: true })]);
+    const [left] = await leaveRuns(world.bench.pool, [
+      await world.bench.leaving(run, { status: "partial", rollback: true }),
+    ]);
     expect(left!.rollbackOwed).toBe(true);
     expect(await rollbacksOf(run.id)).toEqual([]);
-    const made = await Promise.all([makeRollbacks(world.bench.pool, "all"), makeRollbacks(world.bench.pool, [run.id]), makeRollbacks(world.bench.pool, "all")]);
+    const made = await Promise.all([
+      makeRollbacks(world.bench.pool, "all"),
+      makeRollbacks(world.bench.pool, [run.id]),
+      makeRollbacks(world.bench.pool, "all"),
+    ]);
     expect(made.flat()).toHaveLength(1);
     expect(await rollbacksOf(run.id)).toHaveLength(1);
 
     const other = await owner.own();
+    await world.bench.pool.query("UPDATE runs SET steps = 1 WHERE id = $1", [other.id]);
     await leaveRuns(world.bench.pool, [await world.bench.leaving(other, { status: "failed", rollback: true })]);
     await world.start();
     await world.until("SELECT count(*) FROM runs WHERE of_run = $1 AND status = 'completed'", [other.id], { count: 1 });
@@ -164,15 +198,56 @@ describe("onFailure: rollback", () => {
     expect((await world.bench.row(other.id)).rollback).toBe("made");
   });
 
-  test("a cancelled run, and one given back, owe none", async () => {
+  test("a cancelled run, one given back, and one that never did a step owe none", async () => {
     const owner = await createOwner(world.bench);
+    const idle = await owner.own();
+    const [left] = await leaveRuns(world.bench.pool, [
+      await world.bench.leaving(idle, { status: "failed", rollback: true }),
+    ]);
+    expect(left!.rollbackOwed).toBe(false);
     const [cancelled, back] = [await owner.own(), await owner.own()];
+    await world.bench.pool.query("UPDATE runs SET steps = 1 WHERE id = ANY($1)", [[cancelled.id, back.id]]);
     await cancelRun(world.bench.pool, "default", cancelled.id, "key_a");
     await leaveRuns(world.bench.pool, [await world.bench.leaving(cancelled, { status: "partial", rollback: true })]);
-    await leaveRuns(world.bench.pool, [await world.bench.leaving(back, { status: "queued", eventType: "run.handed_over", rollback: true })]);
-    expect([(await world.bench.row(cancelled.id)).rollback, (await world.bench.row(back.id)).rollback]).toEqual([null, null]);
+    await leaveRuns(world.bench.pool, [
+      await world.bench.leaving(back, { status: "queued", eventType: "run.handed_over", rollback: true }),
+    ]);
+    expect([(await world.bench.row(cancelled.id)).rollback, (await world.bench.row(back.id)).rollback]).toEqual([
+      null,
+      null,
+    ]);
   });
 });
+
+test.each([
+  ["idempotent", "write", [2, 1, 1, 0], "3 of 3 effects undone"],
+  ["unsafe", "unsafe", [2, 1, 0], "2 of 3 effects undone"],
+] as const)(
+  "cancelled in the middle of an %s undo and asked for again: what the first one undid is left alone",
+  async (_, name, order, report) => {
+    const undone: Undone[] = [];
+    let hanging = true;
+    await world.start({ tools: toolsOf(undone, { n: 1, hanging: () => hanging }) });
+    script([name, name, name]);
+    const id = await world.submit();
+    await world.rest(id);
+    const first = await ask(id);
+    await expect.poll(() => undone.length, { timeout: 20_000, interval: 10 }).toBe(2);
+    await cancelRun(world.bench.pool, "default", first.id, "key_operator");
+    expect((await world.rest(first.id)).run.status).toBe("cancelled");
+    hanging = false;
+    const second = await ask(id);
+    expect(second.id).not.toBe(first.id);
+    const end = await world.rest(second.id);
+    expect(end.run.status).toBe("completed");
+    expect(undone.map(({ n }) => n)).toEqual(order);
+    expect(end.outcome!.result.output).toContain(report);
+    if (name === "unsafe")
+      expect(end.outcome!.result.output).toContain(
+        'NOT undone: unsafe {"n":1} (an earlier rollback may have undone it)',
+      );
+  },
+);
 
 describe("killed in the middle", () => {
   /** A rollback whose owner is declared dead while the undoing of call 1 hangs. */
@@ -205,9 +280,12 @@ describe("killed in the middle", () => {
     expect(run.status).toBe("waiting");
     expect(undone.map(({ n }) => n)).toEqual([2, 1]);
     const question = dataOf(log, "approval.requested")[0]!;
-    expect(question).toMatchObject({ subject: "uncertain", tool_name: "undo_1_unsafe" });
+    expect(question).toMatchObject({ subject: "uncertain", tool_name: "undo_2_0_unsafe" });
     const asked = (await readApproval(world.bench.pool, "default", fromWireId("approval", question.approval_id)!))!;
-    const { resumed } = await decideApproval(world.bench.pool, world.bench.blobs, asked, { decision: "done", by: "key_operator" });
+    const { resumed } = await decideApproval(world.bench.pool, world.bench.blobs, asked, {
+      decision: "done",
+      by: "key_operator",
+    });
     await world.wake([resumed!]);
     const end = await world.rest(run.id);
     expect(end.run.status).toBe("completed");
@@ -219,7 +297,10 @@ describe("killed in the middle", () => {
     const { run, log } = await interrupted("unsafe");
     const question = dataOf(log, "approval.requested")[0]!;
     const asked = (await readApproval(world.bench.pool, "default", fromWireId("approval", question.approval_id)!))!;
-    const { resumed } = await decideApproval(world.bench.pool, world.bench.blobs, asked, { decision: "fail", by: "key_operator" });
+    const { resumed } = await decideApproval(world.bench.pool, world.bench.blobs, asked, {
+      decision: "fail",
+      by: "key_operator",
+    });
     await world.wake([resumed!]);
     const end = await world.rest(run.id);
     expect(end.run).toMatchObject({ status: "partial", stopReason: "uncertain" });
@@ -231,7 +312,9 @@ test("the limits of a rollback are its own, however little time its run had", as
   const undone: Undone[] = [];
   await world.start({ tools: toolsOf(undone) });
   script(["write"]);
-  const id = await world.submit({ input: input({ limits: { soft_seconds: 2, hard_seconds: 3 }, action_budget: 0, max_cost_usd: 1 }) });
+  const id = await world.submit({
+    input: input({ limits: { soft_seconds: 2, hard_seconds: 3 }, action_budget: 0, max_cost_usd: 1 }),
+  });
   await world.rest(id);
   const { id: rollback } = await ask(id);
   expect((await world.bench.row(rollback)).hard_ms).toBe(1_800_000);

@@ -194,6 +194,7 @@ function outputOf(result: ToolResult, name: string, input: unknown, asking: Aski
     case "arguments":
       throw new InvalidArguments(message);
     case "policy":
+    case "withheld":
       throw new PolicyBlocked(message);
     case "limit":
       throw new CallLimitReached(message);

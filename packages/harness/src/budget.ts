@@ -30,25 +30,26 @@ export const noBudget: MoneyBudget = {
   settle: async () => {},
 };
 
-/** One cap over every run that takes a share of it, as long as the process lives. */
-export function memoryBudget(capNanos: number): { share(): MoneyBudget; readonly usedNanos: number } {
+/** One cap over every run that takes a share of it, as long as the process lives. `stop` ends a run's waiting for money. */
+export function memoryBudget(capNanos: number): { share(stop: AbortSignal): MoneyBudget; readonly usedNanos: number } {
   let used = 0;
   let reserved = 0;
   let settled = Promise.withResolvers<void>();
   return {
-    share() {
+    share(stop) {
       let mine = 0;
+      const stopped = new Promise<void>((resolve) => stop.addEventListener("abort", () => resolve(), { once: true }));
       return {
         capped: true,
         async reserve(most, least) {
-          while (capNanos - used >= least) {
+          while (capNanos - used >= least && !stop.aborted) {
             const granted = Math.min(most, capNanos - used - reserved);
             if (granted >= least) {
               mine = granted;
               reserved += granted;
               return { granted };
             }
-            await settled.promise;
+            await Promise.race([settled.promise, stopped]);
           }
           return { exhausted: "tenant_month" };
         },

@@ -123,7 +123,7 @@ const isBefore = (a: ToolRecord, b: ToolRecord): boolean =>
 
 /** Calls of the same turn that have no result yet count: they are carried out side by side. */
 const wasCarriedOut = ({ result }: ToolRecord): boolean =>
-  !result || result.problem === undefined || result.problem === "tool";
+  !result || result.problem === undefined || result.problem === "tool" || result.problem === "withheld";
 
 /** Whether it may go on as far as people are concerned; undefined: it may. */
 async function approve(
@@ -240,7 +240,7 @@ async function decideHeld(record: ToolRecord, held: ToolResult, door: DoorOption
     return { kind: "outcome", outcome: { status, output, own: true, ...rest({ truncated, problem, points }) } };
   const said = decision.note ? `: ${decision.note}` : ".";
   const withheld = `The call was made; a person withheld its result${said}`;
-  return { kind: "outcome", outcome: { status: "denied", output: withheld, problem: "policy", ...rest({ points }) } };
+  return { kind: "outcome", outcome: { status: "denied", output: withheld, problem: "withheld", ...rest({ points }) } };
 }
 
 /** settle or refund -> record the outcome -> audit; on the way, the policies look at what came back. */
@@ -264,7 +264,7 @@ async function recordOutcome(
         ...rest({ points: given.points }),
         status: "denied",
         output: `The call was made; its result is withheld by the policy ${blocker(checked)}.`,
-        problem: "policy",
+        problem: "withheld",
       };
     else if (checked.value !== given.output) ended = { ...given, output: checked.value };
     if (checked.action === "ask" && door.asking === "park") {
@@ -284,7 +284,7 @@ async function recordOutcome(
         tool: record.call.name,
         status: result.status,
         ...(result.problem && { problem: result.problem }),
-        arguments: contentHash(record.call.input),
+        arguments: contentHash(record.intendedInput ?? record.edited?.input ?? record.call.input),
         result: contentHash(result.output),
         ...(record.asked.call && { approval: record.asked.call.request.approval_id }),
       },

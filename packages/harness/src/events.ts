@@ -72,11 +72,12 @@ export interface ApprovalDecision {
   result?: unknown;
 }
 
-/** Why a call had no proper outcome. */
+/** Why a call had no proper outcome. `policy`: it was not made. `withheld`: it was made, and its result is not shown. */
 export type ToolProblem =
   | "arguments"
   | "permission"
   | "policy"
+  | "withheld"
   | "budget"
   | "limit"
   | "rejected"

@@ -10,7 +10,7 @@ import { Actions, type ActionsOptions } from "./actions.ts";
 import { type AgentDefinition, ConfigError, checkConfig, type DroverConfig } from "./agent.ts";
 import { approvalsOf, checkDecision, decisionEntry, type WantedDecision } from "./approval.ts";
 import type { AuditSink } from "./audit.ts";
-import { memoryBudget, noBudget } from "./budget.ts";
+import { type MoneyBudget, memoryBudget, noBudget } from "./budget.ts";
 import { pause, RunControl } from "./control.ts";
 import type { DoorOptions } from "./door.ts";
 import { type AgentRunError, BudgetExhausted, errorFor, HumanApprovalRequired } from "./errors.ts";
@@ -159,9 +159,12 @@ export class AgentHarness {
       events.push(queued);
     }
     const state = fold(events);
-    await this.#expire(state, append);
-    await this.#decide(state, append, options.decisions ?? {});
-    const final = endOf(events.at(-1)) ?? (await this.#toTheEnd(runId, state, append, options));
+    const ended = endOf(events.at(-1));
+    if (!ended) {
+      await this.#expire(state, append);
+      await this.#decide(state, append, options.decisions ?? {});
+    }
+    const final = ended ?? (await this.#toTheEnd(runId, state, append, options));
     const about = {
       taskId: toWireId("run", runId),
       durationMs: performance.now() - startedAt,
@@ -221,17 +224,20 @@ export class AgentHarness {
 
   async #toTheEnd(runId: string, state: RunState, append: Append, options: RunOptions): Promise<Stop> {
     const control = this.#control(state.input);
+    const budget = this.#money?.share(control.cut) ?? noBudget;
     const cancel = () => control.stop("cancelled");
     options.signal?.addEventListener("abort", cancel);
     if (options.signal?.aborted) cancel();
     try {
-      const stop = await this.#carry(runId, state, control, append, options);
+      const stop = await this.#carry(runId, state, control, budget, append, options);
       if (stop.status === "waiting") await append({ type: "run.waiting", data: stop.waiting });
       else await append({ type: `run.${stop.status}`, data: stop.data });
       return stop;
     } finally {
       options.signal?.removeEventListener("abort", cancel);
       control.close();
+      // A run whose log broke has given nothing back.
+      await budget.settle(0);
     }
   }
 
@@ -239,6 +245,7 @@ export class AgentHarness {
     runId: string,
     state: RunState,
     control: RunControl,
+    budget: MoneyBudget,
     append: Append,
     options: RunOptions,
   ): Promise<Stop> {
@@ -264,7 +271,7 @@ export class AgentHarness {
         policies: this.#policies(agent),
         approvals: approvalsOf(agent),
         asking: "park",
-        budget: this.#money?.share() ?? noBudget,
+        budget,
         onBudget: state.input.on_budget ?? agent.onBudget ?? "stop",
         state,
         control,

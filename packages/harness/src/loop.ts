@@ -139,11 +139,11 @@ async function finishCalls(loop: LoopOptions): Promise<LoopOutcome | undefined> 
   return later.length > 0 ? { kind: "handover", delayMs: Math.ceil(Math.max(...later)) } : undefined;
 }
 
-/** What a parked run waits for, as its log says it. */
+/** What a parked run waits for, as its log says it. One that waits for its budget may have questions open as well: their time runs. */
 export function waitingOf(state: RunState, outcome: Extract<LoopOutcome, { kind: "park" }>): EventData["run.waiting"] {
-  if (outcome.waitingFor === "budget") return { waiting_for: "budget", level: outcome.level };
-  const open = [...state.approvals.values()].filter(({ decision }) => !decision);
-  return { waiting_for: "approval", approvals: open.map(({ request }) => request) };
+  const approvals = [...state.approvals.values()].flatMap(({ request, decision }) => (decision ? [] : [request]));
+  if (outcome.waitingFor === "approval") return { waiting_for: "approval", approvals };
+  return { waiting_for: "budget", level: outcome.level, ...(approvals.length > 0 && { approvals }) };
 }
 
 /** What people, or their silence, have put an end to. */

@@ -12,7 +12,8 @@ import { type AnyTool, ToolRegistry } from "./registry.ts";
 interface Effect {
   /** Of the tool that undoes it. */
   name: string;
-  call: ToolRecord["call"];
+  /** The call, as the report names it. */
+  what: string;
   /** What undoes it, or why nothing does. */
   undo: AnyTool | string;
 }
@@ -26,7 +27,8 @@ export interface RollbackPlan {
 }
 
 /** By the call's place in its run: the same whatever tools a later deploy has. */
-const nameOf = ({ iteration, index, call }: ToolRecord): string => `undo_${iteration}_${index}_${call.name}`.slice(0, 64);
+const nameOf = ({ iteration, index, call }: ToolRecord): string =>
+  `undo_${iteration}_${index}_${call.name}`.slice(0, 64);
 
 /**
  * The plan to undo what a run did: its calls of tools that are not reads and that ended well or in doubt, the last one first. A pure function of
@@ -34,11 +36,11 @@ const nameOf = ({ iteration, index, call }: ToolRecord): string => `undo_${itera
  */
 export function planRollback(of: RunState, tools: ToolRegistry, earlier: readonly RunState[] = []): RollbackPlan {
   const effects = effectsOf(of, tools);
-  const undo = effects.flatMap((effect) => (typeof effect.undo === "string" ? [] : [effect.undo]));
+  const registry = new ToolRegistry(effects.flatMap(({ undo }) => (typeof undo === "string" ? [] : [undo])));
   return {
     agent: { description: "Undoes what a run did." },
-    model: planner(effects, undoneBefore(earlier, tools)),
-    registry: new ToolRegistry(undo),
+    model: planner(effects, undoneBefore(earlier, registry)),
+    registry,
     iterations: effects.length + 1,
   };
 }
@@ -53,17 +55,11 @@ function effectsOf(of: RunState, tools: ToolRegistry): Effect[] {
     });
   return changed.reverse().map((record) => {
     const input = record.intendedInput ?? record.call.input;
-    return { name: nameOf(record), call: record.call, undo: undoOf(record, input, tools) };
+    return { name: nameOf(record), what: `${record.call.name} ${asText(input)}`, undo: undoOf(record, input, tools) };
   });
 }
 
-function undoOf(
-  record: ToolRecord,
-  index: number,
-  input: unknown,
-  output: unknown,
-  tools: ToolRegistry,
-): AnyTool | string {
+function undoOf(record: ToolRecord, input: unknown, tools: ToolRegistry): AnyTool | string {
   const tool = tools.get(record.call.name);
   if (!tool) return "there is no such tool any more";
   if (tool.permission === "irreversible") return "it is irreversible";
@@ -72,12 +68,12 @@ function undoOf(
   // There is no output that `compensate` could be given.
   if (record.result.status === "denied") return "its result was withheld";
   if (record.result.status !== "ok") return "it failed, and whether it took effect is not known";
-  return undoTool(tool, index, input, output);
+  return undoTool(tool, nameOf(record), input, record.result.output);
 }
 
-function undoTool(tool: AnyTool, index: number, input: unknown, output: unknown): AnyTool {
+function undoTool(tool: AnyTool, name: string, input: unknown, output: unknown): AnyTool {
   return {
-    name: name(index, tool.name),
+    name,
     description: `Undoes a call of ${tool.name}.`,
     input: z.object({}),
     permission: "write",
@@ -99,9 +95,7 @@ function planner(effects: Effect[], before: Map<string, UndoResult>): Model {
       const results = new Map([...before, ...resultsOf(request)]);
       const next = effects.find(({ name, undo }) => typeof undo !== "string" && !results.has(name))?.name;
       const toolCalls =
-        next === undefined || request.toolChoice === "none"
-          ? []
-          : [{ id: next, name: next, input: {} }];
+        next === undefined || request.toolChoice === "none" ? [] : [{ id: next, name: next, input: {} }];
       const text = toolCalls.length > 0 ? "" : report(effects, results);
       return {
         ok: true,
@@ -122,11 +116,11 @@ interface UndoResult {
 }
 
 /** What the rollbacks before this one did, by the name of the tool. What they began and nobody saw end is not tried again, unless it may be. */
-function undoneBefore(earlier: readonly RunState[], tools: ToolRegistry): Map<string, UndoResult> {
+function undoneBefore(earlier: readonly RunState[], registry: ToolRegistry): Map<string, UndoResult> {
   const results = new Map<string, UndoResult>();
   for (const { call, intended, result } of earlier.flatMap((state) => state.turns.flatMap((turn) => turn.calls))) {
     if (result?.status === "ok") results.set(call.name, { ok: true, text: "" });
-    else if (intended && !result && tools.get(call.name.replace(/^undo_\d+_\d+_/, ""))?.effect === "unsafe")
+    else if (intended && !result && registry.get(call.name)?.effect === "unsafe")
       results.set(call.name, { ok: false, text: "an earlier rollback may have undone it" });
   }
   return results;
@@ -144,17 +138,18 @@ function resultsOf({ messages }: ModelRequest): Map<string, UndoResult> {
 }
 
 /** One line for every effect, the last one first: undone, or why not. */
-function report(effects: Effect[], results: UndoResult[]): string {
+function report(effects: Effect[], results: Map<string, UndoResult>): string {
   if (effects.length === 0) return "There was nothing to undo: the run changed nothing.";
-  let at = 0;
-  const lines = effects.map(({ call, undo }) => {
-    const what = `${call.name} ${asText(call.input)}`;
-    if (typeof undo === "string") return `NOT undone: ${what} (${undo})`;
-    const result = results[at++];
-    if (!result) return `NOT undone: ${what} (the rollback ended before it)`;
-    return result.ok ? `undone: ${what}` : `NOT undone: ${what} (${result.text})`;
+  let undone = 0;
+  const lines = effects.map(({ name, what, undo }) => {
+    const result = results.get(name);
+    if (result?.ok) {
+      undone++;
+      return `undone: ${what}`;
+    }
+    const why = result?.text ?? (typeof undo === "string" ? undo : "the rollback ended before it");
+    return `NOT undone: ${what} (${why})`;
   });
-  const undone = results.filter(({ ok }) => ok).length;
   return [`${undone} of ${effects.length} effects undone, the last one first.`, ...lines].join("\n");
 }
 

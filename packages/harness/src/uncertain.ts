@@ -2,7 +2,7 @@
  * A call that may have taken effect, and nobody saw how it ended: its intent is in the log and its outcome is not. The tool's own
  * `verify` is asked, then a person. It never runs again by itself.
  */
-import { askPerson } from "./approval.ts";
+import { askPerson, decisionEntry } from "./approval.ts";
 import { contentHash } from "./audit.ts";
 import type { DoorOptions, Passed } from "./door.ts";
 import { bound, contextOf, defaultTimeoutMs, Interrupted, parseInput, within } from "./execute.ts";
@@ -37,13 +37,18 @@ export async function resolveUncertain(
   if (said === "not_done") return;
   if (said === "done") return done(record, typeof answer === "object" ? answer.output : "It took effect.");
 
-  if (door.asking !== "park") return typeof door.asking === "object" ? undefined : { kind: "waiting" };
+  if (door.asking === "refuse") return { kind: "waiting" };
   const { iteration, index, call } = record;
   const input = await intendedInput(record, tool);
   const reason = "A worker died inside this call, which must not run twice. Whether it took effect is not known.";
   const about = { iteration, index, tool_name: call.name, input, reason };
-  await askPerson({ subject: "uncertain", ...about, hash: contentHash([call.name, input]) }, door);
-  return { kind: "waiting" };
+  const hash = contentHash([call.name, input]);
+  const approval_id = await askPerson({ subject: "uncertain", ...about, hash }, door);
+  if (door.asking === "park") return { kind: "waiting" };
+  const decision = { decision: "retry" as const, by: door.asking.approvedBy };
+  const entry = decisionEntry({ approval_id, tool_name: call.name, hash }, decision);
+  await door.append({ type: "approval.decided", data: { approval_id, ...decision } }, entry);
+  return;
 }
 
 /**

@@ -261,7 +261,9 @@ async function countAnew(tx: Transaction, tenant: string): Promise<void> {
     [tenant],
   );
   await tx.query(`DELETE FROM budget_accounts a USING budgets b WHERE ${uncapped} AND a.reserved_nanos = 0`, [tenant]);
-  await tx.query(`UPDATE budget_accounts a SET used_nanos = ${usedSoFar("a")} FROM budgets b WHERE ${uncapped}`, [tenant]);
+  await tx.query(`UPDATE budget_accounts a SET used_nanos = ${usedSoFar("a")} FROM budgets b WHERE ${uncapped}`, [
+    tenant,
+  ]);
 }
 
 /** What to change: nano-USD, null for no cap, undefined to leave it. */

@@ -126,10 +126,11 @@ export class Executor {
     });
     this.#park = createBatcher<Parking, Left | null>({
       key: (op) => op.runId,
-      execute: (ops) => Promise.all(ops.map((op) => parkRun(pool, op))),
+      execute: async ([op]) => [await parkRun(pool, op!)],
       recover: async (ops) => inOrder(ops, await readLeft(pool, ops)).map((left) => left ?? undefined),
-      // Each is a transaction of its own, and takes a connection.
-      max: 5,
+      // Each is a transaction of its own: one that fails must not have another, which was committed, tried again.
+      max: 1,
+      lanes: 5,
       signal,
     });
   }
@@ -293,7 +294,8 @@ export class Executor {
       if (faultOf(error) === "unavailable") throw error;
       return early(state, modelProblem(error), (error as Error).message);
     }
-    const budget = budgets(run, control.signal);
+    // At the time limit a run stops waiting for money that others hold: what it has left is for its last turn.
+    const budget = budgets(run, control.cut);
     const startedAt = performance.now();
     return await runLoop({
       ...way,
@@ -337,8 +339,14 @@ export class Executor {
   /** A rollback is the same loop: a planner in the model's place, and tools that undo. */
   async #rollbackWay(run: ClaimedRun, ofRun: string, state: RunState): Promise<Way> {
     const { agents, pool, blobs } = this.#options;
-    const logs = await readLogs(pool, blobs, { tenant: run.tenant, runIds: [ofRun] });
-    const { agent, model, registry, iterations } = planRollback(fold(logs.get(ofRun) ?? []), agents.tools);
+    const { rows } = await pool.query<{ id: string }>(
+      "SELECT id FROM runs WHERE tenant = $1 AND of_run = $2 AND kind = 'rollback' AND id <> $3",
+      [run.tenant, ofRun, run.id],
+    );
+    const logs = await readLogs(pool, blobs, { tenant: run.tenant, runIds: [ofRun, ...rows.map((row) => row.id)] });
+    const earlier = rows.flatMap(({ id }) => (logs.has(id) ? [fold(logs.get(id)!)] : []));
+    const plan = planRollback(fold(logs.get(ofRun) ?? []), agents.tools, earlier);
+    const { agent, model, registry, iterations } = plan;
     state.input.max_iterations = iterations;
     return { agent, model, toolbox: registry.boxFor(run.agent, agent), policies: [] };
   }

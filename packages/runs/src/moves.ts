@@ -407,7 +407,9 @@ export async function parkRun(pool: Pool, op: Parking): Promise<Left | null> {
     if (rowCount === 0) return null;
     // Whoever changes a cap finds the runs that wait for it after this lock, or this run finds the change.
     if (op.waitingFor === "budget")
-      await tx.query("SELECT FROM budgets WHERE tenant = (SELECT tenant FROM runs WHERE id = $1) FOR SHARE", [op.runId]);
+      await tx.query("SELECT FROM budgets WHERE tenant = (SELECT tenant FROM runs WHERE id = $1) FOR SHARE", [
+        op.runId,
+      ]);
     const { rows } = await tx.query<LeftRow>(
       `WITH target AS (
          SELECT r.id, CASE WHEN r.cancel_requested_at IS NOT NULL THEN 'cancelled' WHEN ${stillOpen} THEN 'waiting' ELSE 'queued' END AS to
