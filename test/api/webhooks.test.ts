@@ -45,12 +45,7 @@ describe("endpoints", () => {
     ["a private url", { url: "http://192.168.1.1/" }, "url", /private/],
     ["a url with a password", { url: "https://u:p@example.com" }, "url", /password/],
     ["an unknown event", { url: "https://example.com", events: ["query.done"] }, "events[0]", /one of/],
-    [
-      "an event there is not",
-      { url: "https://example.com", events: ["query.started"] },
-      "events[0]",
-      /one of/,
-    ],
+    ["an event there is not", { url: "https://example.com", events: ["query.started"] }, "events[0]", /one of/],
     ["no events", { url: "https://example.com", events: [] }, "events", />=1/],
     ["an unknown field", { url: "https://example.com", secret: "mine" }, "secret", /no such field/],
     ["a long description", { url: "https://example.com", description: "x".repeat(501) }, "description", /<=500/],

@@ -54,8 +54,8 @@ test("killed in a model stream: only that call is made again with the same promp
   // The half that streamed is in the log before the worker dies: `model.partial`.
   await world.logged(id, "model.partial");
   expect(await setAside()).toEqual([{ epoch: 1 }]);
-  await victim.kill("SIGKILL");
   await world.start();
+  await victim.kill("SIGKILL");
   const { run, outcome } = await world.ended(id);
   expect(run.status).toBe("completed");
   expect(await setAside()).toEqual([]);
@@ -76,9 +76,9 @@ test.each(["pure", "idempotent"])(
     const id = await world.bench.submit();
     const victim = await world.start();
     await world.endpoint.called(1);
+    await world.start();
     await victim.kill("SIGKILL");
     world.endpoint.release();
-    await world.start();
     const { run } = await world.ended(id);
     expect(run.status).toBe("completed");
     expect(world.endpoint.calls.map((call) => call.note)).toEqual(["n0", "n0", "n1"]);

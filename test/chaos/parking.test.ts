@@ -3,6 +3,7 @@ import { expect, test } from "vitest";
 import { chaos, dataOf } from "./world.ts";
 
 const world = chaos();
+/** For who takes over: a call is in doubt for so long. */
 const short = { TOOL_TIMEOUT_MS: "1500" };
 
 /** A turn with these calls, then an answer. */
@@ -52,9 +53,9 @@ test("decided while the owner is still in another call of that turn, which then 
   await world.endpoint.called(1);
   await world.logged(id, "approval.requested");
   await world.decide(id, { decision: "approve" }, { wake: true });
+  await world.start();
   await victim.kill("SIGKILL");
   world.endpoint.release();
-  await world.start();
   const { run, log } = await world.ended(id);
   expect(run.status).toBe("completed");
   expect(dataOf(log, "run.waiting")).toEqual([]);
@@ -81,14 +82,14 @@ test("every worker is replaced while it waits: nothing happens to it, and the de
 test("approved with other arguments, killed inside the call, tried again by a person: those arguments, and no second approval", async () => {
   turn("send_call");
   const id = await world.bench.submit();
-  const victim = await world.start(short);
+  const victim = await world.start();
   await world.waiting(id);
   world.endpoint.hold();
   await world.decide(id, { decision: "approve", editedInput: { note: "as edited" } }, { wake: true });
   await world.endpoint.called(1);
+  await world.start(short);
   await victim.kill("SIGKILL");
   world.endpoint.release();
-  await world.start(short);
   const { log } = await world.waiting(id);
   expect(dataOf(log, "approval.requested").at(-1)).toMatchObject({
     subject: "uncertain",

@@ -9,7 +9,7 @@ import {
 } from "@drover/harness";
 import { fromWireId } from "@drover/protocol";
 import { decideApproval, type Run, readApproval, readLog, readOutcome, readRun, wakeRuns } from "@drover/runs";
-import { afterAll, afterEach, beforeAll, beforeEach, expect, inject } from "vitest";
+import { afterAll, afterEach, beforeAll, beforeEach, expect, inject, vi } from "vitest";
 import { createBench } from "../runs/bench.ts";
 import { type ModelServer, startModelServer } from "../support/model-server.ts";
 import { type SpawnedNode, spawnNode } from "../support/process.ts";
@@ -28,6 +28,8 @@ export function chaos() {
   let models: ModelServer;
   let endpoint: Awaited<ReturnType<typeof startToolEndpoint>>;
   const workers: SpawnedNode[] = [];
+  // Several processes and a lease or two each, on a machine that may be busy.
+  vi.setConfig({ testTimeout: 60_000 });
 
   beforeAll(async () => {
     bench = await createBench();
@@ -68,7 +70,7 @@ export function chaos() {
       return endpoint;
     },
     log: readRunLog,
-    /** A worker process, ready to claim. */
+    /** A worker process, ready to claim. One that is to take over is started before the other is killed: it condemns nobody before one lease. */
     async start(more: Record<string, string> = {}): Promise<SpawnedNode> {
       const worker = spawnNode(entry, {
         env: {

@@ -27,7 +27,7 @@ import {
 /** Stands in every argument and result of the suite, so that a trail which repeats any is found out. */
 export const content = "CONTENT-4711";
 
-export interface Executed {
+interface Executed {
   name: string;
   input: unknown;
   context: ToolContext;

@@ -226,6 +226,16 @@ onEveryDoor((suite) => {
     });
   });
 
+  test("a call that waited for points is counted once by its rate", async () => {
+    const { executed, tool } = recorder();
+    const tools = [tool("write", { budgetCost: 6, rate: { calls: 1, perSeconds: 600 } })];
+    const run = await suite.run({ tools }, [[call("write")]], { action_budget: 5, on_budget: "pause" });
+    expect(run.status).toBe("waiting");
+    const end = await run.raise({ action_budget: 6 });
+    expect(end.data("tool.result")).toMatchObject([{ status: "ok" }]);
+    expect(executed).toHaveLength(1);
+  });
+
   test("an idempotent or unsafe tool gets a key of its own for each call; each effect leaves an intent before it", async () => {
     const { executed, tool } = recorder();
     const tools = [tool("idem"), tool("unsafe", { effect: "unsafe" }), tool("pure", { effect: "pure" })];

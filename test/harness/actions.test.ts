@@ -191,6 +191,20 @@ describe("approveAndExecute", () => {
   });
 });
 
+it("a result that a policy asks a person about is withheld from the automated path, and given to the one a person stands behind", async () => {
+  const ask = definePolicy({
+    name: "look",
+    stages: ["result"],
+    check: () => ({ action: "ask", reason: "a person should look" }),
+  });
+  const { actions, log } = actionsOf([tool("it", () => "for a person's eyes", write)], 10, { policies: [ask] });
+  await expect(actions.execute("it", {})).rejects.toThrow(
+    "The call was made; its result is withheld until a person has looked at it.",
+  );
+  expect(JSON.stringify(log.events)).not.toContain("for a person's eyes");
+  expect(await actions.approveAndExecute("it", {}, { by: "maria" })).toBe("for a person's eyes");
+});
+
 describe("an action with an id", () => {
   it("is carried out once, however often and by whom it is asked for", async () => {
     let ran = 0;

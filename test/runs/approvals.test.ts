@@ -78,6 +78,29 @@ describe("a question", () => {
   });
 });
 
+test("a run that waits past its deadline ends with what it has, and its question with it", async () => {
+  const send = defineTool({
+    name: "send",
+    description: "Sends.",
+    input: z.object({}),
+    permission: "irreversible",
+    effect: "unsafe",
+    execute: () => "sent",
+  });
+  world.models.script(() => ({ text: "so far", toolCalls: [{ name: "send", input: {} }] }));
+  await world.start({ tools: [send] });
+  const id = await world.submit();
+  expect((await world.rest(id)).run.status).toBe("waiting");
+  await world.bench.pool.query("UPDATE runs SET deadline = now() WHERE id = $1", [id]);
+  await world.until("SELECT status FROM runs WHERE id = $1", [id], { status: "partial" });
+  const { run, outcome } = await world.rest(id);
+  expect([run.stopReason, outcome!.result.output]).toEqual(["deadline", "so far"]);
+  const [asked] = await listApprovals(world.bench.pool, "default", { runId: id, limit: 10 });
+  expect(asked).toMatchObject({ status: "expired", decidedBy: "system" });
+  const late = decideApproval(world.bench.pool, world.bench.blobs, asked!, { decision: "approve", by: "key_boss" });
+  await expect(late).rejects.toMatchObject({ code: "conflict" });
+});
+
 describe("nobody answers", () => {
   test("the rescuer closes it, and the run goes on by the agent's policy", async () => {
     const send = defineTool({

@@ -67,7 +67,7 @@ async function start(more: Partial<Parameters<typeof startWorker>[0]> = {}): Pro
       agent: (name) => (name === "default" ? defaultAgent : undefined),
       model: (id) => source.resolve(id ?? source.default),
       tools: new ToolRegistry([]),
-    policies: [],
+      policies: [],
     },
     slots: 20,
     leaseMs: 2000,
@@ -207,7 +207,12 @@ test("a run whose log could not be written while Postgres was away goes back to 
     append: async () => {
       throw Object.assign(new Error("connection reset"), { code: "ECONNRESET" });
     },
-    agents: { agent: () => defaultAgent, model: () => source.resolve(source.default), tools: new ToolRegistry([]), policies: [] },
+    agents: {
+      agent: () => defaultAgent,
+      model: () => source.resolve(source.default),
+      tools: new ToolRegistry([]),
+      policies: [],
+    },
     budgets: createBudgets(bench.pool, AbortSignal.abort()),
     liveness: { workerId: worker, whenFresh: async () => {} },
     workspaces: "unused",

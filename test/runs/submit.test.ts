@@ -1,6 +1,6 @@
 import { randomBytes } from "node:crypto";
-import { readLog } from "@drover/runs";
 import { hashJson } from "@drover/protocol";
+import { readLog } from "@drover/runs";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { addTenant, createBench, input, submission } from "./bench.ts";
 

@@ -69,7 +69,7 @@ describe.each(["redis", "postgres"] as const)("on %s", (backend) => {
         agent: (name) => (name === "default" ? defaultAgent : undefined),
         model: (id) => source.resolve(id ?? source.default),
         tools: new ToolRegistry(endpointTools(endpoint.url)),
-    policies: [],
+        policies: [],
       },
       slots: 20,
       leaseMs: 2000,
@@ -203,7 +203,10 @@ describe.each(["redis", "postgres"] as const)("on %s", (backend) => {
     expect(await readProgress(bench.pool, bench.blobs, await run(id))).toMatchObject({
       partialOutput: expect.stringContaining("one"),
     });
-    expect(await cancelRun(bench.pool, "default", id, "test")).toMatchObject({ status: "running", cancelRequested: true });
+    expect(await cancelRun(bench.pool, "default", id, "test")).toMatchObject({
+      status: "running",
+      cancelRequested: true,
+    });
     const { run: ended, outcome } = await end(id);
     expect(ended.status).toBe("cancelled");
     expect(outcome.result.output).toContain("one");
@@ -225,7 +228,10 @@ describe.each(["redis", "postgres"] as const)("on %s", (backend) => {
     expect(await cancelRun(bench.pool, "default", delayed, "test")).toMatchObject({ status: "cancelled" });
     await cancelRun(bench.pool, "default", id, "test");
     expect((await end(id)).run.status).toBe("cancelled");
-    expect(await cancelRun(bench.pool, "default", id, "test")).toMatchObject({ status: "cancelled", cancelRequested: false });
+    expect(await cancelRun(bench.pool, "default", id, "test")).toMatchObject({
+      status: "cancelled",
+      cancelRequested: false,
+    });
     expect(await cancelRun(bench.pool, "default", "00000000-0000-7000-8000-000000000000", "test")).toBeNull();
     expect(endpoint.calls).toHaveLength(1);
   });

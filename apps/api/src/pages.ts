@@ -2,7 +2,15 @@
 import { defaultPageSize } from "@drover/protocol";
 import { invalid } from "./problems.ts";
 
-type Position = { runs: string; events: number; items: number; audit: number; approvals: string; endpoints: string; deliveries: string };
+type Position = {
+  runs: string;
+  events: number;
+  items: number;
+  audit: number;
+  approvals: string;
+  endpoints: string;
+  deliveries: string;
+};
 type Kind = keyof Position;
 
 const uuid = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;

@@ -40,12 +40,16 @@ async function passDoor(record: ToolRecord, door: DoorOptions): Promise<Passed> 
   if ("kind" in validated) return validated;
   const { input, needed } = validated;
 
-  const tooOften = await limitProblem(record, tool, door);
-  if (tooOften) return outcome("error", tooOften, "limit");
-
-  const points = tool.budgetCost ?? 0;
   if (!record.intended) {
-    if (points > pointsLeft(door.state)) return { kind: "exhausted" };
+    const tooOften = callsProblem(record, tool, door);
+    if (tooOften) return outcome("error", tooOften, "limit");
+    const points = tool.budgetCost ?? 0;
+    const tooDear = () => points > pointsLeft(door.state);
+    // Looked at before its rate counts it, since it comes back when there are more points; and after, since others were quicker.
+    if (tooDear()) return { kind: "exhausted" };
+    const tooFast = await rateProblem(record, tool, door);
+    if (tooFast) return outcome("error", tooFast, "limit");
+    if (tooDear()) return { kind: "exhausted" };
     record.reserved = points;
   }
 
@@ -101,16 +105,18 @@ async function validate(record: ToolRecord, tool: AnyTool, door: DoorOptions): P
   return { input: clean.input, needed };
 }
 
-/** Whether the run or the process has called it too often. */
-async function limitProblem(record: ToolRecord, tool: AnyTool, door: DoorOptions): Promise<string | undefined> {
-  if (record.intended) return;
-  if (tool.maxCallsPerRun !== undefined) {
-    const before = door.state.turns
-      .flatMap((turn) => turn.calls)
-      .filter((other) => other.call.name === tool.name && isBefore(other, record) && wasCarriedOut(other));
-    if (before.length >= tool.maxCallsPerRun)
-      return `Not called: "${tool.name}" may be called ${tool.maxCallsPerRun} times in one run.`;
-  }
+/** Whether the run has called it too often. */
+function callsProblem(record: ToolRecord, tool: AnyTool, door: DoorOptions): string | undefined {
+  if (tool.maxCallsPerRun === undefined) return;
+  const before = door.state.turns
+    .flatMap((turn) => turn.calls)
+    .filter((other) => other.call.name === tool.name && isBefore(other, record) && wasCarriedOut(other));
+  if (before.length < tool.maxCallsPerRun) return;
+  return `Not called: "${tool.name}" may be called ${tool.maxCallsPerRun} times in one run.`;
+}
+
+/** Whether the tenant has called it too often, in this process. */
+async function rateProblem(record: ToolRecord, tool: AnyTool, door: DoorOptions): Promise<string | undefined> {
   // It was counted before a person was asked.
   if (record.asked.call) return;
   const waitMs = await door.toolbox.admit(tool, door.tenant);
@@ -259,13 +265,14 @@ async function recordOutcome(
       seen: door.state.seen,
     });
     await recordFindings(checked, record, "result", door);
-    if (checked.action === "block")
-      ended = {
-        ...rest({ points: given.points }),
-        status: "denied",
-        output: `The call was made; its result is withheld by the policy ${blocker(checked)}.`,
-        problem: "withheld",
-      };
+    const withheld = (why: string): Outcome => ({
+      ...rest({ points: given.points }),
+      status: "denied",
+      output: `The call was made; its result is withheld ${why}.`,
+      problem: "withheld",
+    });
+    if (checked.action === "block") ended = withheld(`by the policy ${blocker(checked)}`);
+    else if (checked.action === "ask" && door.asking === "refuse") ended = withheld("until a person has looked at it");
     else if (checked.value !== given.output) ended = { ...given, output: checked.value };
     if (checked.action === "ask" && door.asking === "park") {
       const held = resultOf(record, ended, durationMs, tool);

@@ -14,7 +14,7 @@ import type {
 } from "./events.ts";
 
 /** A question to a person, and the answer once there is one. */
-export interface Approval {
+interface Approval {
   request: ApprovalRequest;
   decision?: ApprovalDecision;
 }

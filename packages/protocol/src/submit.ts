@@ -36,9 +36,7 @@ const settings = {
     .optional()
     .describe("which agent runs it (default `default`)")
     .meta({ default: "default" }),
-  context: shallow(z.record(z.string(), z.unknown()))
-    .optional()
-    .describe("data for the agent, any JSON object"),
+  context: shallow(z.record(z.string(), z.unknown())).optional().describe("data for the agent, any JSON object"),
   user_id: plainText(255).min(1).optional().describe("whom the query is for; returned everywhere, filterable"),
   system_prompt: z.string().min(1).max(100_000).optional().describe("in place of the agent's"),
   model: z
@@ -77,11 +75,18 @@ const settings = {
     ),
   budget: z
     .strictObject({
-      actions: z.number().min(0).max(1_000_000_000).optional().describe("points its tool calls may take together (default: the agent's)"),
+      actions: z
+        .number()
+        .min(0)
+        .max(1_000_000_000)
+        .optional()
+        .describe("points its tool calls may take together (default: the agent's)"),
       at_cap: z
         .enum(["stop", "pause"])
         .optional()
-        .describe("`stop`: wrap up and end; `pause`: wait until `POST /query/{id}/budget` raises it (default: the agent's, else `stop`)"),
+        .describe(
+          "`stop`: wrap up and end; `pause`: wait until `POST /query/{id}/budget` raises it (default: the agent's, else `stop`)",
+        ),
     })
     .optional(),
   priority: z.int().min(0).max(9).optional().describe("9 is the most urgent").meta({ default: 0 }),
@@ -120,7 +125,9 @@ export const submitBody = z
   .strictObject({
     query: queryText.describe("what the agent is to do"),
     ...settings,
-    events: eventsOf(queryMessageTypes).optional().describe("what the callback hears of (default: every end; not `query.waiting`)"),
+    events: eventsOf(queryMessageTypes)
+      .optional()
+      .describe("what the callback hears of (default: every end; not `query.waiting`)"),
   })
   .meta({ id: "Submit", examples: [example] });
 export type SubmitBody = z.infer<typeof submitBody>;

@@ -29,7 +29,7 @@ interface ReserveOp {
 /** `busy`: what is missing is set aside by others who may give it back. */
 type ReserveAnswer = { granted: number } | { exhausted: OuterLevel; busy: boolean };
 
-export interface RunBudget extends MoneyBudget {
+interface RunBudget extends MoneyBudget {
   /** What claims and appends say about it. */
   capped: boolean;
   /** Whether money is set aside now, which the append that ends the call must charge. */

@@ -34,8 +34,8 @@ import {
 import { readRun } from "@drover/runs";
 import { z } from "zod";
 import type { App, Context } from "../context.ts";
-import { fromCursor, readPage, toCursor } from "../pages.ts";
 import { may } from "../keys.ts";
+import { fromCursor, readPage, toCursor } from "../pages.ts";
 import { invalid } from "../problems.ts";
 import { missing, requireId, runId } from "../resources.ts";
 

@@ -86,7 +86,12 @@ export async function startService(options: ServiceOptions): Promise<Service> {
       supervise({
         name,
         entry: new URL("./main.ts", import.meta.resolve(`@drover/${name}`)).href,
-        env: { ...env, DATABASE_URL: database.url, PORT: String(port), DROVER_PUBLIC_URL: env.DROVER_PUBLIC_URL || url },
+        env: {
+          ...env,
+          DATABASE_URL: database.url,
+          PORT: String(port),
+          DROVER_PUBLIC_URL: env.DROVER_PUBLIC_URL || url,
+        },
         graceSeconds: config.SHUTDOWN_GRACE_SECONDS,
         orphanGraceSeconds: database.embedded ? 0 : config.SHUTDOWN_GRACE_SECONDS + 5,
         onLine: (line) => onLine(name, line),
