@@ -32,10 +32,11 @@ onEveryDoor((suite) => {
       ["a pure call that failed", { effect: "pure", execute: boom(new Error("no")) }, {}],
       ["NothingDone", { effect: "unsafe", execute: boom(new NothingDone("not even begun")) }, {}],
       ["arguments that do not fit", {}, { n: "x" }],
-    ] as const)("%s: not charged", async (_, more, input) => {
+    ] as const)("%s: not charged", async (what, more, input) => {
       const { run, result, executed } = await left(more, { input });
       expect(result).toMatchObject({ status: "error" });
       expect(result).not.toHaveProperty("points");
+      if (what === "NothingDone") expect(result).toHaveProperty("problem", "nothing_done");
       expect(executed.at(-1)).toBe("ten");
       expect(run.status).toBe("completed");
     });

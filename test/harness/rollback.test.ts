@@ -182,6 +182,12 @@ describe("the plan", () => {
     expect(report.match(/NOT undone/g)).toHaveLength(3);
   });
 
+  it("says nothing of a call that says it did nothing", async () => {
+    const write = toolOf("write", { compensate: () => "undone" });
+    const result = { status: "error", output: "no service", problem: "nothing_done" } as const;
+    expect(await carryOut(logOf([{ tool: write, result }]), [write])).toMatch(/nothing to undo/);
+  });
+
   it("leaves reads and what was never begun alone", async () => {
     const read = toolOf("read", { permission: "read", effect: "pure" });
     const calc = toolOf("calc", { effect: "pure", compensate: () => null });

@@ -72,7 +72,10 @@ export interface ApprovalDecision {
   result?: unknown;
 }
 
-/** Why a call had no proper outcome. `policy`: it was not made. `withheld`: it was made, and its result is not shown. */
+/**
+ * Why a call had no proper outcome. `policy`: it was not made. `withheld`: it was made, and its result is not shown. `nothing_done`: it says that it
+ * failed before it had any effect.
+ */
 export type ToolProblem =
   | "arguments"
   | "permission"
@@ -83,6 +86,7 @@ export type ToolProblem =
   | "rejected"
   | "expired"
   | "time"
+  | "nothing_done"
   | "tool";
 
 export interface RunFailure {

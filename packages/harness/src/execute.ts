@@ -1,6 +1,7 @@
 /** One execution of a tool within its limits: its time, its output's size and shape, and the run's own end. */
 import type { RunControl } from "./control.ts";
 import type { DoorOptions, Outcome } from "./door.ts";
+import type { ToolProblem } from "./events.ts";
 import type { ToolRecord } from "./fold.ts";
 import type { AnyTool } from "./registry.ts";
 import { NothingDone, type ToolContext } from "./tool.ts";
@@ -51,7 +52,8 @@ export async function execute(
       const doubt = tool.effect === "pure" ? "" : " It may have taken effect all the same.";
       return { ...failed(`The tool was ${error.message}.${doubt}`), ...free };
     }
-    return { ...failed(messageOf(error)), ...(!(error instanceof NothingDone) && free), own: true };
+    if (error instanceof NothingDone) return { ...failed(messageOf(error), "nothing_done"), own: true };
+    return { ...failed(messageOf(error)), ...free, own: true };
   }
 }
 
@@ -139,8 +141,8 @@ function isDeeper(value: unknown, than: number): boolean {
   return than === 0 || Object.values(value).some((inner) => isDeeper(inner, than - 1));
 }
 
-function failed(message: string): Outcome {
-  return { status: "error", output: shortened(message), problem: "tool" };
+function failed(message: string, problem: ToolProblem = "tool"): Outcome {
+  return { status: "error", output: shortened(message), problem };
 }
 
 /** A message of a length a model can be given. */

@@ -1,4 +1,7 @@
-/** The policy that keeps secrets out of the log, the model and the world: those it was told of, and those it knows by their shape. */
+/**
+ * The policy that keeps secrets from going on: into a tool, into what the model reads, into what it says. Those it was told of, and those it knows by
+ * their shape. Arguments that a model wrote stand in the log as it wrote them; the tool gets the redacted ones.
+ */
 import { z } from "zod";
 import { literalSearch } from "./literals.ts";
 import { policyName, readOptions, stages } from "./options.ts";
