@@ -124,6 +124,18 @@ describe("how it goes on", () => {
     expect(answer).toContain("read c.txt: failed, too large");
   });
 
+  it("reports what is marked as coming from outside without the mark", async () => {
+    const query = user("read a.txt and b.txt");
+    const first = await call({ messages: [query] });
+    const [a, b] = first.toolCalls.map((toolCall) => toolCall.id);
+    const marked = (content: string) => text(`<untrusted source="x" note="y">\n${content}\n</untrusted>`);
+    const outputs = results({ [a!]: marked('{"status":200,"body":"sunny"}'), [b!]: marked("plain\nlines") });
+    const { text: answer } = await call({ messages: [query, ...first.messages, outputs] });
+    expect(answer).toContain("read a.txt: sunny\n");
+    expect(answer).toContain("read b.txt: plain\nlines");
+    expect(answer).not.toContain("untrusted");
+  });
+
   it("says which tool it misses, also in a turn without tools", async () => {
     const { text: answer, toolCalls } = await call({ messages: [user("wait 3 seconds")], tools: tools.slice(0, 2) });
     expect(toolCalls).toEqual([]);

@@ -127,7 +127,7 @@ function resultOf(output: ToolOutput): Step["result"] {
   switch (output.type) {
     case "text":
     case "error-text":
-      return { failed: output.type === "error-text", text: short(output.value) };
+      return { failed: output.type === "error-text", text: short(unmarked(output.value)) };
     case "json":
     case "error-json":
       return { failed: output.type === "error-json", text: short(shown(output.value)) };
@@ -135,6 +135,17 @@ function resultOf(output: ToolOutput): Step["result"] {
       return { failed: true, text: short(output.reason ?? "it was not allowed") };
     default:
       return { failed: false, text: short(shown(output.value)) };
+  }
+}
+
+/** What the harness marks as coming from outside, without the mark: this model follows no instructions anyway. */
+function unmarked(text: string): string {
+  const [, content] = /^<untrusted [^\n]*>\n([\s\S]*)\n<\/untrusted>$/.exec(text) ?? [];
+  if (content === undefined) return text;
+  try {
+    return shown(JSON.parse(content));
+  } catch {
+    return content;
   }
 }
 
