@@ -22,7 +22,7 @@ import {
   PolicyBlocked,
 } from "./errors.ts";
 import type { NewEvent, ToolResult } from "./events.ts";
-import { applyEvent, fold, initialState, pointsLeft, type RunState, type ToolRecord } from "./fold.ts";
+import { applyEvent, asText, fold, initialState, pointsLeft, type RunState, type ToolRecord } from "./fold.ts";
 import { memoryLog, type RunLog } from "./log.ts";
 import type { Policy } from "./policy/policy.ts";
 import type { Toolbox } from "./registry.ts";
@@ -187,7 +187,7 @@ export class Actions {
 
 function outputOf(result: ToolResult, name: string, input: unknown, asking: Asking): unknown {
   if (result.status === "ok") return result.output;
-  const message = String(result.output);
+  const message = asText(result.output);
   switch (result.problem) {
     case "permission":
       throw new PermissionDenied(message);
