@@ -2,7 +2,7 @@
 import { randomBytes } from "node:crypto";
 import { migrateQueue, type QueueConfig, queueConfig } from "@drover/queue";
 import pg from "pg";
-import { createEmptyDatabase } from "../support/database.ts";
+import { adminQuery, createEmptyDatabase } from "../support/database.ts";
 import { startPostgres } from "../support/postgres.ts";
 import { redisCommand, redisListen, startRedis } from "../support/redis.ts";
 
@@ -38,13 +38,15 @@ export interface Server {
   /** Kills the server as a power cut would, and starts it again. */
   crash(): Promise<void>;
   restart(): Promise<void>;
+  /** While on, it answers questions and refuses every write. */
+  refuseWrites(on: boolean): Promise<void>;
   stop(): Promise<void>;
 }
 
 /** Never reached: the Postgres of a queue on Redis. */
 const noPostgres = "postgres://127.0.0.1:1/none";
 
-async function startRedisServer(cluster: boolean): Promise<Server> {
+export async function startRedisServer(cluster: boolean): Promise<Server> {
   const clusterOfOne = ["--cluster-enabled", "yes", "--cluster-announce-ip", "127.0.0.1"];
   const durable = ["--appendonly", "yes", "--appendfsync", "always"];
   const redis = await startRedis({ args: cluster ? [...durable, ...clusterOfOne] : durable });
@@ -103,7 +105,56 @@ async function startRedisServer(cluster: boolean): Promise<Server> {
       await restart();
     },
     restart,
+    refuseWrites: async (on) => void (await command("CONFIG", "SET", "min-replicas-to-write", on ? 1 : 0)),
     stop: () => redis.stop(),
+  };
+}
+
+/** The queue in a database that has its tables. */
+export function postgresPlace(url: string): Place {
+  const config = queueConfig.parse({});
+  const query = async (text: string, values: unknown[] = []) => {
+    const client = new pg.Client({ connectionString: url });
+    await client.connect();
+    try {
+      return await client.query(text, values);
+    } finally {
+      await client.end();
+    }
+  };
+  return {
+    config,
+    postgresUrl: url,
+    through: (port) => {
+      const other = new URL(url);
+      other.port = String(port);
+      return { config, postgresUrl: other.href };
+    },
+    forget: async (jobId) => {
+      await query("DELETE FROM bullmq.job WHERE id = $1", [jobId]);
+    },
+    unlock: async (jobId) => {
+      await query("UPDATE bullmq.job SET lock_token = 'gone', locked_until_ms = 0 WHERE id = $1", [jobId]);
+    },
+    flush: async () => {
+      await query("TRUNCATE bullmq.job CASCADE");
+    },
+    stored: async (jobId) => {
+      const { rows } = await query("SELECT data, return_value, opts FROM bullmq.job WHERE id = $1", [jobId]);
+      return { data: rows[0].data, returned: rows[0].return_value, options: rows[0].opts };
+    },
+    async tap() {
+      const messages: Tap["messages"] = [];
+      const client = new pg.Client({ connectionString: url });
+      client.on("error", () => {});
+      client.on("notification", ({ channel, payload = "" }) => {
+        messages.push({ channel: channel.replace("drover_", ""), text: payload });
+      });
+      await client.connect();
+      for (const channel of ["live", "interest", "bells"]) await client.query(`LISTEN drover_${channel}`);
+      return { messages, close: () => client.end() };
+    },
+    env: { DATABASE_URL: url },
   };
 }
 
@@ -114,50 +165,7 @@ async function startPostgresServer(): Promise<Server> {
     async place() {
       const { url } = await createEmptyDatabase({ server: postgres.url });
       await migrateQueue(url);
-      const config = queueConfig.parse({});
-      const query = async (text: string, values: unknown[] = []) => {
-        const client = new pg.Client({ connectionString: url });
-        await client.connect();
-        try {
-          return await client.query(text, values);
-        } finally {
-          await client.end();
-        }
-      };
-      return {
-        config,
-        postgresUrl: url,
-        through: (port) => {
-          const other = new URL(url);
-          other.port = String(port);
-          return { config, postgresUrl: other.href };
-        },
-        forget: async (jobId) => {
-          await query("DELETE FROM bullmq.job WHERE id = $1", [jobId]);
-        },
-        unlock: async (jobId) => {
-          await query("UPDATE bullmq.job SET lock_token = 'gone', locked_until_ms = 0 WHERE id = $1", [jobId]);
-        },
-        flush: async () => {
-          await query("TRUNCATE bullmq.job CASCADE");
-        },
-        stored: async (jobId) => {
-          const { rows } = await query("SELECT data, return_value, opts FROM bullmq.job WHERE id = $1", [jobId]);
-          return { data: rows[0].data, returned: rows[0].return_value, options: rows[0].opts };
-        },
-        async tap() {
-          const messages: Tap["messages"] = [];
-          const client = new pg.Client({ connectionString: url });
-          client.on("error", () => {});
-          client.on("notification", ({ channel, payload = "" }) => {
-            messages.push({ channel: channel.replace("drover_", ""), text: payload });
-          });
-          await client.connect();
-          for (const channel of ["live", "interest", "bells"]) await client.query(`LISTEN drover_${channel}`);
-          return { messages, close: () => client.end() };
-        },
-        env: { DATABASE_URL: url },
-      };
+      return postgresPlace(url);
     },
     halt: () => postgres.kill("SIGINT"),
     async crash() {
@@ -165,6 +173,10 @@ async function startPostgresServer(): Promise<Server> {
       await postgres.restart();
     },
     restart: () => postgres.restart(),
+    async refuseWrites(on) {
+      await adminQuery(postgres.url, `ALTER SYSTEM SET default_transaction_read_only = ${on ? "on" : "off"}`);
+      await adminQuery(postgres.url, "SELECT pg_reload_conf()");
+    },
     stop: () => postgres.stop(),
   };
 }

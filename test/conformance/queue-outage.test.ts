@@ -86,6 +86,31 @@ describe.each(backends)("wake queue on $name in trouble", ({ start }) => {
     expect(seen).toEqual([after.runId]);
   });
 
+  test("says so while the server answers and takes no write, and goes on afterwards", async () => {
+    const { queue } = await fresh();
+    const { seen, handle, all } = recorder();
+    queue.consume({ concurrency: 2, handle });
+    const before = run();
+    await queue.wake([before]);
+    await all([before]);
+    await server().refuseWrites(true);
+    for (const ask of [() => queue.wake([run()]), () => queue.known([before]), () => queue.depth()]) {
+      // By asking, not from memory: who has just failed does not ask again for a moment.
+      const refusal = () =>
+        ask().then(
+          () => undefined,
+          (error: QueueAwayError) => error.name + (error.cause ? " asked" : ""),
+        );
+      await expect.poll(refusal, patience).toBe("QueueAwayError asked");
+    }
+    await server().refuseWrites(false);
+    const after = run();
+    await answers(() => queue.wake([after]));
+    await all([after]);
+    await expect.poll(() => queue.depth().catch(() => undefined), patience).toMatchObject({ waiting: 0, active: 0 });
+    expect(seen).toHaveLength(new Set(seen).size);
+  });
+
   test("a handler that returns while the server is away is done when it is back", { timeout: 90_000 }, async () => {
     const { queue } = await fresh();
     const { open: finish, opened } = gate();

@@ -20,6 +20,8 @@ export interface Backend {
   worker(): Connected;
   /** Throws when it is known without asking that the server cannot be reached. */
   assertConnected(): void;
+  /** Rejects when the server answers but would not take a job: read-only, out of memory, without its replicas. */
+  assertWritable(): Promise<void>;
   /** For each job id whether BullMQ has it and it is not finished. One round trip. */
   pending(jobIds: string[]): Promise<boolean[]>;
   /** How long BullMQ keeps finished jobs by itself; undefined: until `clean`. */

@@ -2,6 +2,7 @@
  * Takes wake-ups from BullMQ and hands over run ids. BullMQ's lock decides nothing here: a job may come twice, and losing a
  * lock is a number and a log line, never an abort; the claim in Postgres is what keeps a run with one owner.
  */
+import { setTimeout as delay } from "node:timers/promises";
 import type { Logger } from "@drover/telemetry";
 import { type Job, UnrecoverableError, WaitingError, Worker } from "bullmq";
 import { type Backend, queueName } from "./backend.ts";
@@ -55,6 +56,23 @@ const goodbyeMs = 3000;
 /** On Postgres: what is finished for longer than this is removed every minute. */
 const keepMs = { completed: 15 * 60_000, failed: 24 * 3_600_000 };
 const cleanEveryMs = 60_000;
+/** Between two tries to take a job from a server that answers with an error. */
+const refusedPauseMs = 1000;
+
+/**
+ * BullMQ waits for a server that is away, and asks one that answers with an error (read-only, without its replicas, a Cluster that is down)
+ * again at once: thousands of times a second. Here it pauses first.
+ */
+class PacedWorker extends Worker<{ runId: string }, void> {
+  protected override async moveToActive(...args: Parameters<Worker<{ runId: string }, void>["moveToActive"]>) {
+    try {
+      return await super.moveToActive(...args);
+    } catch (error) {
+      if (!this.closing) await delay(refusedPauseMs);
+      throw error;
+    }
+  }
+}
 
 export function createConsumer(
   backend: Backend,
@@ -100,7 +118,7 @@ export function createConsumer(
     throw new WaitingError();
   }
 
-  const worker = new Worker<{ runId: string }, void>(
+  const worker = new PacedWorker(
     queueName,
     processor,
     {

@@ -104,6 +104,12 @@ export function postgresBackend(postgresUrl: string): Backend {
     producer: connected({ max: 3, connectionTimeoutMillis: 1000, query_timeout: 2000 }),
     worker: () => connected({ max: 8, connectionTimeoutMillis: 5000, query_timeout: 8000 }),
     assertConnected: () => {},
+    async assertWritable() {
+      const { rows } = await producerConnection!.pool.query(
+        "SELECT current_setting('transaction_read_only') AS read_only",
+      );
+      if ((rows as { read_only: string }[])[0]?.read_only === "on") throw new Error("Postgres is read-only");
+    },
     async pending(jobIds) {
       const { rows } = await producerConnection!.pool.query(
         `SELECT id FROM job WHERE queue = $1 AND id = ANY($2::text[]) AND state IN ('waiting', 'active')`,

@@ -42,9 +42,14 @@ export function connectRedis(config: QueueConfig, temper: Temper, onError: (erro
         } satisfies ClusterOptions,
       )
     : // The whole URL, because ioredis knows more parts of it: the database number, `?family=6`.
-      new Redis(config.REDIS_URL!, { ...options, retryStrategy: retry });
+      new Redis(config.REDIS_URL!, { ...options, retryStrategy: retry, reconnectOnError: isDemoted });
   client.on("error", onError);
   return client;
+}
+
+/** After a fail-over behind one name, old connections stay with the server that is a replica now: a new one finds the master. */
+function isDemoted(error: Error): boolean {
+  return error.message.startsWith("READONLY");
 }
 
 export function redisBackend(config: QueueConfig, onError: (error: Error) => void): Backend {
@@ -62,6 +67,9 @@ export function redisBackend(config: QueueConfig, onError: (error: Error) => voi
     worker: () => connected(connectRedis(config, "patient", onError)),
     assertConnected: () => {
       if (client.status !== "ready") throw new Error(`Redis is away (${client.status})`);
+    },
+    async assertWritable() {
+      await client.set(`${prefix}:probe`, "", "PX", 1000);
     },
     async pending(jobIds) {
       // Looking for an id in BullMQ's lists costs their length; the job's own hash says whether it is finished.

@@ -40,16 +40,16 @@ export interface WakeQueue {
   readonly counters: Readonly<QueueCounters>;
   /**
    * Sends wake-ups, at best effort. Calls made while others are under way share one round trip, at most 500 in each.
-   * @throws QueueAwayError after about 1 s when the backend does not answer, at once while that is known. Nothing is kept to
-   *   be sent later, but what was under way may have arrived.
+   * @throws QueueAwayError after about 1 s when the backend does not answer, at once while that is known or it refuses. Nothing is
+   *   kept to be sent later, but what was under way may have arrived.
    */
   wake(items: WakeUp[]): Promise<void>;
   /**
    * The run ids among `items` whose wake-up BullMQ still has and has not finished (waiting or active). One round trip for 500.
-   * @throws QueueAwayError as `wake` does.
+   * @throws QueueAwayError as `wake` does, also when only writing fails.
    */
   known(items: { runId: string; wake: number }[]): Promise<Set<string>>;
-  /** Numbers for metrics and the board. @throws QueueAwayError as `wake` does. */
+  /** Numbers for health checks. @throws QueueAwayError as `wake` does, also when only writing fails. */
   depth(): Promise<QueueDepth>;
   /** No consumer of any process takes a job until `resume`. Kept by the backend, over restarts. */
   pause(): Promise<void>;
@@ -171,6 +171,8 @@ export async function openQueue(
     },
     async known(items) {
       const found = new Set<string>();
+      // Whoever asks sends anew what is missing, which would be in vain.
+      await ask(() => backend.assertWritable());
       for (let at = 0; at < items.length; at += chunkSize) {
         const chunk = items.slice(at, at + chunkSize);
         const answers = await ask(() => backend.pending(chunk.map(jobId)));
@@ -185,6 +187,7 @@ export async function openQueue(
         Promise.all([
           queue.getJobCounts("waiting", "prioritized", pausedState, "active", "completed", "failed"),
           queue.isPaused(),
+          backend.assertWritable(),
         ]),
       );
       const { waiting = 0, prioritized = 0, paused: held = 0, active = 0, completed = 0, failed = 0 } = counts;
