@@ -166,6 +166,105 @@ it("a pool survives the loss of its idle connections", async () => {
   });
 });
 
+describe("a server that says nothing", () => {
+  it("is noticed while a statement is out, and everybody is told until it answers", async () => {
+    await withProxy(async (url, proxy) => {
+      await withPool({ url, max: 2 }, async (own) => {
+        await own.query("SELECT 1");
+        proxy.blackhole(true);
+        // The second waits for the first one's connection attempt or statement, the third for a free connection.
+        const told = await Promise.all([1, 2, 3].map(() => failureOf(own.query("SELECT 1"))));
+        for (const error of told) expect(faultOf(error)).toBe("unavailable");
+        const connections = proxy.connections;
+        for (let times = 0; times < 50; times++)
+          expect((await failureOf(own.query("SELECT 1"))).message).toBe("Postgres does not answer");
+        expect(proxy.connections).toBeLessThanOrEqual(connections + 1);
+        proxy.blackhole(false);
+        await expect.poll(() => own.query("SELECT 1").then(() => "answered", faultOf)).toBe("answered");
+      });
+    });
+  });
+
+  it("breaks the transaction that is open, also between two statements", async () => {
+    await withProxy(async (url, proxy) => {
+      await withPool({ url, max: 1 }, async (own) => {
+        const body = transaction(own, async (tx) => {
+          await tx.query("INSERT INTO things VALUES (1)");
+          const lost = new Promise((resolve) => tx.once("end", resolve));
+          proxy.blackhole(true);
+          await lost;
+          await tx.query("INSERT INTO things VALUES (2)");
+        });
+        expect(faultOf(await failureOf(body))).toBe("unavailable");
+        proxy.blackhole(false);
+        await expect.poll(() => own.query("SELECT 1").then(() => "answered", faultOf)).toBe("answered");
+        expect(await things()).toEqual([]);
+      });
+    });
+  });
+
+  it("is not one that is slow, nor one that answers late because we were busy", async () => {
+    await withPool({ max: 2 }, async (own) => {
+      const pids = await own.query("SELECT pg_backend_pid() AS pid, pg_sleep(2)");
+      const asked = own.query("SELECT pg_backend_pid() AS pid, pg_sleep(0.1)");
+      await new Promise((resolve) => setImmediate(resolve));
+      const until = performance.now() + 1500;
+      while (performance.now() < until);
+      expect((await asked).rows[0].pid).toBe(pids.rows[0].pid);
+    });
+  });
+
+  it("may be closed", async () => {
+    await withProxy(async (url, proxy) => {
+      await withPool({ url, max: 1 }, async (own) => {
+        proxy.blackhole(true);
+        expect(faultOf(await failureOf(own.query("SELECT 1")))).toBe("unavailable");
+      });
+      // And nobody asks any more.
+      proxy.blackhole(false);
+      await expect.poll(() => proxy.connections).toBe(0);
+    });
+  });
+});
+
+describe("a pool whose connections are all taken", () => {
+  it("makes a request wait as long as others are answered", async () => {
+    await withPool({ max: 1, stuckAfterMs: 300 }, async (own) => {
+      const queue = Array.from({ length: 12 }, () => own.query("SELECT pg_sleep(0.1)"));
+      await expect(own.query("SELECT 1")).resolves.toMatchObject({ rowCount: 1 });
+      await Promise.all(queue);
+    });
+  });
+
+  it("turns it away when none is, and serves the next one", async () => {
+    await withPool({ max: 1, stuckAfterMs: 100 }, async (own) => {
+      await transaction(own, async () => {
+        const failures = await Promise.all([failureOf(own.query("SELECT 1")), failureOf(own.connect())]);
+        for (const error of failures) expect(faultOf(error)).toBe("unavailable");
+      });
+      await expect(own.query("SELECT 1")).resolves.toMatchObject({ rowCount: 1 });
+      expect([own.totalCount, own.waitingCount]).toEqual([1, 0]);
+    });
+  });
+});
+
+it("a transaction whose client is cut off does not keep its locks", async () => {
+  const limit = await transaction(pool, (tx) => tx.query("SHOW idle_in_transaction_session_timeout"));
+  expect(limit.rows).toEqual([{ idle_in_transaction_session_timeout: "15s" }]);
+  const after = await pool.query("SHOW idle_in_transaction_session_timeout");
+  expect(after.rows).toEqual([{ idle_in_transaction_session_timeout: "0" }]);
+  await withPool({ max: 1 }, async (own) => {
+    const body = transaction(own, async (tx) => {
+      await tx.query("SET LOCAL idle_in_transaction_session_timeout = 50");
+      const ended = new Promise((resolve) => tx.once("end", resolve));
+      await tx.query("INSERT INTO things VALUES (1)");
+      await ended;
+    });
+    expect(faultOf(await failureOf(body))).toBe("unavailable");
+    expect(await things()).toEqual([]);
+  });
+});
+
 describe("faultOf", () => {
   it.each<[string, string, string, Fault]>([
     ["a unique violation", "INSERT INTO things VALUES (1), (1)", "23505", "data"],
@@ -190,6 +289,8 @@ describe("faultOf", () => {
       "unavailable",
     ],
     ["a full disk", "SELECT pg_temp.raise_code('53100')", "53100", "unavailable"],
+    ["a disk that fails", "SELECT pg_temp.raise_code('58030')", "58030", "unavailable"],
+    ["a time limit of the server", "SET statement_timeout = 10; SELECT pg_sleep(600)", "57014", "unavailable"],
   ])("%s", async (_what, statement, code, fault) => {
     await withPool({ max: 1 }, async (own) => {
       await own.query(

@@ -1,4 +1,5 @@
 /** An own Postgres server, for tests that stop, restart or kill one. Everybody else shares the run's: see `database.ts`. */
+import { execFileSync } from "node:child_process";
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -14,6 +15,8 @@ export interface TestPostgres {
   stop(): Promise<void>;
   /** Sends the signal to the server's main process; waits for its end when it is one that ends it. SIGKILL is a crash. */
   kill(signal: NodeJS.Signals): Promise<void>;
+  /** While on: all its processes stand still. Connections stay open, new ones are accepted by the system, and nothing is answered. */
+  freeze(on: boolean): void;
   /** Ends it if it runs (fast shutdown), and starts it again on the same port and data. */
   restart(): Promise<void>;
 }
@@ -38,9 +41,30 @@ export async function startPostgres(
       process.kill(server.pid, signal);
       if (signal !== "SIGSTOP" && signal !== "SIGCONT") await server.exited;
     },
+    freeze: (on) => {
+      // The main process first, so that it makes no new ones meanwhile; last, it finds them all at work.
+      const pids = [server.pid, ...childrenOf(server.pid)];
+      for (const pid of on ? pids : pids.reverse()) signal(pid, on ? "SIGSTOP" : "SIGCONT");
+    },
     restart: async () => {
       await server.stop();
       server = await start();
     },
   };
+}
+
+function signal(pid: number, name: NodeJS.Signals): void {
+  try {
+    process.kill(pid, name);
+  } catch (error) {
+    // It has just ended by itself.
+    if ((error as NodeJS.ErrnoException).code !== "ESRCH") throw error;
+  }
+}
+
+function childrenOf(parent: number): number[] {
+  const processes = execFileSync("ps", ["-A", "-o", "pid=,ppid="], { encoding: "utf8" }).trim().split("\n");
+  return processes
+    .map((line) => line.trim().split(/\s+/).map(Number))
+    .flatMap(([pid, of]) => (of === parent ? [pid!] : []));
 }

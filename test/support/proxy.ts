@@ -13,6 +13,11 @@ export interface FaultProxy {
   forget(): void;
   /** While on: new connections are reset at once. Open ones go on. */
   refuse(on: boolean): void;
+  /**
+   * The next time a client sends these texts, in this order on one connection: the target gets it all and acts, its answer to the last is
+   * dropped, and that connection is reset. Resolves then. Postgres begins to answer a statement after its commit, unless its rows fill 8 kB.
+   */
+  loseAnswerTo(...texts: string[]): Promise<void>;
   /** Connections open at this moment. */
   readonly connections: number;
   close(): Promise<void>;
@@ -21,6 +26,7 @@ export interface FaultProxy {
 export async function startProxy(targetPort: number, targetHost = "127.0.0.1"): Promise<FaultProxy> {
   const pairs = new Set<[client: Socket, target: Socket]>();
   const forgotten = new WeakSet<Socket>();
+  const traps = new Set<{ texts: string[]; sprung: () => void }>();
   let holding = false;
   let refusing = false;
 
@@ -32,9 +38,30 @@ export async function startProxy(targetPort: number, targetHost = "127.0.0.1"): 
     const target = connect({ port: targetPort, host: targetHost });
     const pair: [Socket, Socket] = [client, target];
     pairs.add(pair);
+    const seen = new Map<object, number>();
+    let caught: (() => void) | undefined;
+    const lookOut = (chunk: Buffer) => {
+      for (const trap of traps) {
+        let count = seen.get(trap) ?? 0;
+        for (let at = 0; count < trap.texts.length && at >= 0; ) {
+          at = chunk.indexOf(trap.texts[count]!, at);
+          if (at >= 0) at += trap.texts[count++]!.length;
+        }
+        seen.set(trap, count);
+        if (count < trap.texts.length || caught) continue;
+        traps.delete(trap);
+        caught = trap.sprung;
+      }
+    };
     for (const [from, to] of [pair, [target, client]] as const) {
       from.setNoDelay(true);
       from.on("data", (chunk) => {
+        if (from === client) lookOut(chunk);
+        else if (caught) {
+          client.resetAndDestroy();
+          target.destroy();
+          return caught();
+        }
         if (!to.write(chunk)) from.pause();
       });
       to.on("drain", () => {
@@ -75,6 +102,7 @@ export async function startProxy(targetPort: number, targetHost = "127.0.0.1"): 
     refuse: (on) => {
       refusing = on;
     },
+    loseAnswerTo: (...texts) => new Promise((resolve) => traps.add({ texts, sprung: resolve })),
     get connections() {
       return pairs.size;
     },

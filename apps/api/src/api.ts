@@ -31,8 +31,8 @@ export interface Api {
   close(): Promise<void>;
 }
 
-/** So that a request learns within a second that Postgres is away. */
-const connectTimeoutMs = 800;
+/** A request learns within a second that no connection will come free; while others get theirs, it waits its turn. */
+const connecting = { stuckAfterMs: 700, connectTimeoutMs: 15_000 };
 const prepareEveryMs = 1000;
 
 /**
@@ -48,7 +48,7 @@ export async function startApi(config: ApiProcessConfig, deps: ApiDeps = {}): Pr
     url: config.DATABASE_URL,
     logger,
     max: config.DATABASE_POOL_SIZE,
-    connectTimeoutMs,
+    ...connecting,
     answerTimeoutMs: deps.answerTimeoutMs ?? 10_000,
     applicationName: "drover api",
   });

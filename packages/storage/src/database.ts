@@ -4,6 +4,7 @@
  */
 import type { Logger } from "@drover/telemetry";
 import pg from "pg";
+import { SilencePool } from "./silence.ts";
 
 const types: pg.CustomTypesConfig = {
   getTypeParser(oid, format) {
@@ -22,22 +23,36 @@ export interface DatabaseOptions {
   logger: Logger;
   /** Connections at most (default 10). */
   max?: number;
-  /** How long a request waits for a connection, ms (default 5,000). */
+  /** How long a request waits for a connection at most, ms (default 5,000). */
   connectTimeoutMs?: number;
-  /** How long a statement's answer is waited for, ms (default 60,000): a connection that fell silent says nothing by itself. */
+  /** How long it waits while all connections are taken and none of them gets an answer, ms (default: no shorter). */
+  stuckAfterMs?: number;
+  /** How long a statement's answer is waited for while the server answers others, ms (default 60,000). */
   answerTimeoutMs?: number;
   applicationName?: string;
 }
 
-/** Opens a pool; no connection is made before the first statement. End it with `pool.end()`. */
+/** Kept open when idle: others that take the server's last connections do not lock this process out. */
+const keptOpen = 2;
+
+/**
+ * Opens a pool; no connection is made before the first statement. While Postgres does not answer at all, statements fail within a second, and
+ * new ones at once (`silence.ts`). End it with `pool.end()`.
+ */
 export function openPool(options: DatabaseOptions): Pool {
-  const pool = new pg.Pool({
+  const max = options.max ?? 10;
+  const pool = new SilencePool({
+    logger: options.logger,
+    stuckAfterMs: options.stuckAfterMs,
     connectionString: options.url,
-    max: options.max ?? 10,
+    max,
+    min: Math.min(keptOpen, max),
     connectionTimeoutMillis: options.connectTimeoutMs ?? 5000,
     query_timeout: options.answerTimeoutMs ?? 60_000,
     idleTimeoutMillis: 30_000,
     keepAlive: true,
+    // Without it, the system's two hours.
+    keepAliveInitialDelayMillis: 10_000,
     application_name: options.applicationName ?? "drover",
     types,
   });
@@ -46,8 +61,14 @@ export function openPool(options: DatabaseOptions): Pool {
 }
 
 /**
+ * A transaction whose client is cut off keeps its locks until the server hears of it, which takes hours. Set in each transaction, because a
+ * transaction pooler takes no settings with the connection.
+ */
+const begin = "BEGIN; SET LOCAL idle_in_transaction_session_timeout = '15s'";
+
+/**
  * Runs `body` in one transaction: commits when it resolves, rolls back when it throws. Rejects also when `body` swallowed the
- * failure of a statement, because nothing of it is committed then.
+ * failure of a statement, because nothing of it is committed then. The server ends it when nothing is sent for 15 s.
  */
 export async function transaction<T>(pool: Pool, body: (tx: Transaction) => Promise<T>): Promise<T> {
   const client = await pool.connect();
@@ -58,7 +79,7 @@ export async function transaction<T>(pool: Pool, body: (tx: Transaction) => Prom
   };
   client.on("error", onLost);
   try {
-    await client.query("BEGIN");
+    await client.query(begin);
     const result = await body(client);
     const { command } = await client.query("COMMIT");
     if (command !== "COMMIT") throw new Error("nothing was committed: a statement of the transaction had failed");
@@ -77,15 +98,21 @@ export async function transaction<T>(pool: Pool, body: (tx: Transaction) => Prom
 export type Fault = "conflict" | "unavailable" | "data" | "other";
 
 const unavailableCodes = new Set([
-  "57P01",
-  "57P02",
-  "57P03",
+  // Cancelled, by an administrator or a time limit of the server.
+  "57014",
+  // Read-only, after a fail-over.
   "25006",
+  // Ended for being idle in a transaction, or for its length.
+  "25P03",
+  "25P04",
   "ECONNREFUSED",
   "ECONNRESET",
+  "ECONNABORTED",
   "EPIPE",
   "EHOSTUNREACH",
+  "EHOSTDOWN",
   "ENETUNREACH",
+  "ENETDOWN",
   "ETIMEDOUT",
   "ENOTFOUND",
   "EAI_AGAIN",
@@ -97,13 +124,14 @@ export function faultOf(error: unknown): Fault {
   const code = (error as { code?: unknown } | undefined | null)?.code;
   if (typeof code === "string") {
     if (code === "40P01" || code === "40001" || code === "55P03") return "conflict";
-    // Class 53: out of connections, memory or disk. Class 54: the value is too large or too deep.
-    if (unavailableCodes.has(code) || /^(08|53)/.test(code)) return "unavailable";
+    // Class 53: out of connections, memory or disk. 57P: shutting down, crashed, starting. 58: the server's own input and output.
+    if (unavailableCodes.has(code) || /^(08|53|57P|58)/.test(code)) return "unavailable";
+    // Class 54: the value is too large or too deep.
     if (/^(22|23|54)/.test(code)) return "data";
   }
   const message = error instanceof Error ? error.message : "";
   if (
-    /Connection terminated|connection timeout|timeout exceeded when trying to connect|Client has encountered a connection error|Client was closed|Query read timeout/i.test(
+    /Connection terminated|connection timeout|timeout expired|timeout exceeded when trying to connect|Client has encountered a connection error|Client was closed|Query read timeout|error establishing an SSL connection/i.test(
       message,
     )
   )

@@ -5,6 +5,7 @@
 import { once } from "node:events";
 import { eventPage, pageQuery } from "@drover/protocol";
 import { followLog, isFinal, type Run, readLog, readRun } from "@drover/runs";
+import { throughOutages } from "@drover/storage";
 import { metrics } from "@drover/telemetry";
 import type { FastifyReply } from "fastify";
 import { z } from "zod";
@@ -108,24 +109,29 @@ export function eventRoutes(app: App, context: Context): void {
     };
     const heartbeat = setInterval(() => offer(": heartbeat\n\n"), context.heartbeatMs);
     metrics.streamsOpen.inc();
+    let seen = after;
     try {
-      const events = followLog({
-        db: pool,
-        blobs,
-        signals: context.signals,
-        tenant: run.tenant,
-        runId: run.id,
-        after,
-        signal: gone,
-        onDelta: (epoch, text) =>
-          offer(`event: delta\ndata: ${JSON.stringify({ task_id: taskId.id, epoch, text })}\n\n`),
-      });
-      for await (const event of events) {
-        const data = JSON.stringify(eventAnswer(event));
-        if (!raw.write(`event: ${event.type}\nid: ${event.seq}\ndata: ${data}\n\n`))
-          await once(raw, "drain", { signal: gone });
-        if (gone.aborted) break;
-      }
+      // A browser takes a 503 for the end of its stream, so the open one outlives an outage of the database.
+      await throughOutages(async () => {
+        const events = followLog({
+          db: pool,
+          blobs,
+          signals: context.signals,
+          tenant: run.tenant,
+          runId: run.id,
+          after: seen,
+          signal: gone,
+          onDelta: (epoch, text) =>
+            offer(`event: delta\ndata: ${JSON.stringify({ task_id: taskId.id, epoch, text })}\n\n`),
+        });
+        for await (const event of events) {
+          const data = JSON.stringify(eventAnswer(event));
+          const taken = raw.write(`event: ${event.type}\nid: ${event.seq}\ndata: ${data}\n\n`);
+          seen = event.seq;
+          if (!taken) await once(raw, "drain", { signal: gone });
+          if (gone.aborted) break;
+        }
+      }, gone);
     } catch (error) {
       // The client reconnects with its Last-Event-ID and hears then what is wrong.
       if (!gone.aborted)

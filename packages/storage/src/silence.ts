@@ -1,0 +1,189 @@
+/**
+ * A pool that notices within a second when Postgres has fallen silent (stopped, cut off, unreachable), which TCP does not tell for minutes.
+ * A slow statement is no sign of it: while something is out and nothing comes back, a connection of its own asks `SELECT 1`. When that is not
+ * answered either, every connection is dropped and everybody is told at once, until that one connection has an answer again.
+ */
+import type { Logger } from "@drover/telemetry";
+import pg from "pg";
+
+/** Nothing came back for so long: ask. */
+const suspectAfterMs = 200;
+/** An answer to `SELECT 1` takes no longer, on the busiest machine; while away, how long a connection attempt is worth waiting for. */
+const answerWithin = { suspected: 500, away: 1000 };
+/** Between two attempts while Postgres is away. */
+const askAgainMs = 100;
+/** Times are counted in ticks of this process, so that a pause of ours, in which answers are not read, is no silence of Postgres. */
+const tickMs = 50;
+
+export interface SilencePoolOptions extends pg.PoolConfig {
+  logger: Logger;
+  /** See `DatabaseOptions.stuckAfterMs`. */
+  stuckAfterMs: number | undefined;
+}
+
+export class SilencePool extends pg.Pool {
+  readonly #config: pg.ClientConfig;
+  readonly #logger: Logger;
+  readonly #stuckAfterMs: number | undefined;
+  readonly #clients = new Set<pg.Client>();
+  /** Answers so far. */
+  #answers = 0;
+  #watching = false;
+  readonly #waiting = new Set<{ forMs: number; turnAway(): void }>();
+  #lookingAfter = false;
+  /** Set while Postgres is away: what everybody is told. */
+  #away: Error | undefined;
+  #asking: pg.Client | undefined;
+
+  constructor({ logger, stuckAfterMs, ...config }: SilencePoolOptions) {
+    const pool = { current: undefined as SilencePool | undefined };
+    class Client extends pg.Client {
+      override connect(): Promise<pg.Client>;
+      override connect(callback: (error: Error) => void): void;
+      override connect(callback?: (error: Error) => void): Promise<pg.Client> | undefined {
+        const refusal = pool.current!.#admit(this);
+        if (!callback) return refusal ? Promise.reject(refusal) : super.connect();
+        if (refusal) process.nextTick(callback, refusal);
+        else super.connect(callback);
+        return undefined;
+      }
+    }
+    super({ ...config, Client: Client as new () => pg.ClientBase });
+    pool.current = this;
+    this.#config = config;
+    this.#logger = logger;
+    this.#stuckAfterMs = stuckAfterMs;
+    this.on("acquire", () => this.#watch());
+  }
+
+  /**
+   * A connection. Where all are taken, the wait ends when none of them was answered for `stuckAfterMs`: a queue of work that moves is no
+   * outage. @throws Error for which `faultOf` says `unavailable`
+   */
+  override connect(): Promise<pg.PoolClient>;
+  override connect(callback: ConnectCallback): void;
+  override connect(callback?: ConnectCallback): Promise<pg.PoolClient> | undefined {
+    const free = this.idleCount > 0 || this.totalCount < this.options.max;
+    const waiting = free || this.#stuckAfterMs === undefined ? undefined : this.#waitForFree();
+    if (!callback) return waiting ?? super.connect();
+    if (!waiting) super.connect(callback);
+    else
+      waiting.then(
+        (client) => callback(undefined, client, client.release),
+        (error) => callback(error, undefined, () => {}),
+      );
+    return undefined;
+  }
+
+  #waitForFree(): Promise<pg.PoolClient> {
+    return new Promise((resolve, reject) => {
+      const turnAway = () => {
+        this.#waiting.delete(waiter);
+        reject(unanswered("every connection to Postgres is taken, and none of them gets an answer"));
+      };
+      const waiter = { forMs: 0, turnAway };
+      this.#waiting.add(waiter);
+      super.connect((error, client) => {
+        if (!this.#waiting.delete(waiter)) client?.release();
+        else if (error) reject(error);
+        else resolve(client!);
+      });
+      void this.#lookAfterWaiting();
+    });
+  }
+
+  async #lookAfterWaiting(): Promise<void> {
+    if (this.#lookingAfter) return;
+    this.#lookingAfter = true;
+    for (let answers = this.#answers; this.#waiting.size > 0; answers = this.#answers) {
+      await pause(tickMs);
+      for (const waiter of this.#waiting) {
+        waiter.forMs = this.#answers === answers ? waiter.forMs + tickMs : 0;
+        if (waiter.forMs >= this.#stuckAfterMs!) waiter.turnAway();
+      }
+    }
+    this.#lookingAfter = false;
+  }
+
+  /** A new connection may be made, unless Postgres is known to be away. */
+  #admit(client: pg.Client): Error | undefined {
+    if (this.#away) return this.#away;
+    this.#clients.add(client);
+    const heard = () => this.#answers++;
+    client.on("connect", heard);
+    // After each answer, also an error's.
+    client.on("drain", heard);
+    client.once("end", () => this.#clients.delete(client));
+    this.#watch();
+    return undefined;
+  }
+
+  get #busy(): boolean {
+    return !this.ended && (this.totalCount > this.idleCount || this.waitingCount > 0);
+  }
+
+  /** Runs while something is out. */
+  async #watch(): Promise<void> {
+    if (this.#watching) return;
+    this.#watching = true;
+    while (this.#busy) {
+      const answers = this.#answers;
+      await pause(suspectAfterMs);
+      if (this.#answers !== answers || !this.#busy) continue;
+      if ((await this.#isAnswered(answerWithin.suspected)) || this.#answers !== answers) continue;
+      await this.#beAway();
+    }
+    this.#watching = false;
+    this.#stopAsking();
+  }
+
+  async #beAway(): Promise<void> {
+    this.#away = unanswered("Postgres does not answer");
+    this.#logger.warn("Postgres does not answer: everybody is told at once until it does");
+    for (const client of this.#clients) client.connection.stream.destroy();
+    while (!this.ended && !(await this.#isAnswered(answerWithin.away))) await pause(askAgainMs);
+    this.#away = undefined;
+    if (!this.ended) this.#logger.info("Postgres answers again");
+  }
+
+  /** Whether `SELECT 1` is answered in time. */
+  async #isAnswered(withinMs: number): Promise<boolean> {
+    let answered: boolean | undefined;
+    const asked = this.#ask().then(
+      () => true,
+      // A server that refuses us (too many connections, starting up) is there, and tells everybody so itself.
+      (error) => error instanceof pg.DatabaseError,
+    );
+    void asked.then((answer) => {
+      answered = answer;
+    });
+    for (let ms = 0; ms < withinMs && answered === undefined; ms += tickMs) await Promise.race([asked, pause(tickMs)]);
+    if (!answered) this.#stopAsking();
+    return answered ?? false;
+  }
+
+  async #ask(): Promise<void> {
+    if (!this.#asking) {
+      this.#asking = new pg.Client({ ...this.#config, connectionTimeoutMillis: 0 });
+      this.#asking.on("error", () => {});
+      await this.#asking.connect();
+    }
+    await this.#asking.query("SELECT 1");
+  }
+
+  #stopAsking(): void {
+    this.#asking?.connection.stream.destroy();
+    this.#asking = undefined;
+  }
+}
+
+type ConnectCallback = (
+  error: Error | undefined,
+  client: pg.PoolClient | undefined,
+  done: (release?: Error | boolean) => void,
+) => void;
+
+const unanswered = (message: string): Error => Object.assign(new Error(message), { code: "ETIMEDOUT" });
+
+/** Keeps no process alive. */
+const pause = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms).unref());
