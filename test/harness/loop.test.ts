@@ -319,22 +319,28 @@ describe("a lost log", () => {
     expect(kept).toEqual(["model.call"]);
   });
 
-  it("an ownership in doubt keeps an unsafe tool from starting; a pure one does not ask", async () => {
+  it("an ownership in doubt keeps every step from starting", async () => {
     const ran: string[] = [];
     const tools = (["pure", "idempotent", "unsafe"] as const).map((effect) =>
       tool(effect, () => ran.push(effect), { effect }),
     );
-    const doubt = () => {
-      throw lost;
-    };
-    for (const effect of ["idempotent", "unsafe"]) {
+    for (const effect of ["pure", "idempotent", "unsafe"]) {
+      let steps = 0;
+      const doubt = () => {
+        if (++steps > 1) throw lost;
+      };
       const run = owner([() => reply("", [effect])], tools, { assertOwned: doubt });
       await expect(run.run()).rejects.toBe(lost);
-      expect(run.kinds()).toEqual(["model.call", "tool.intent"]);
+      expect(run.kinds()).toEqual(effect === "pure" ? ["model.call"] : ["model.call", "tool.intent"]);
     }
-    const run = owner([() => reply("", ["pure"]), () => reply("Done.")], tools, { assertOwned: doubt });
-    expect(await run.run()).toMatchObject({ status: "completed" });
-    expect(ran).toEqual(["pure"]);
+    const doubtful = owner([() => reply("never asked")], tools, {
+      assertOwned: () => {
+        throw lost;
+      },
+    });
+    await expect(doubtful.run()).rejects.toBe(lost);
+    expect(doubtful.kinds()).toEqual([]);
+    expect(ran).toEqual([]);
   });
 
   it("an ownership that must first be made sure of is waited for, and time that runs out meanwhile counts", async () => {
@@ -349,13 +355,16 @@ describe("a lost log", () => {
       },
     });
     expect(await run.run()).toMatchObject({ status: "completed" });
-    expect(ran).toEqual(["asked", "sure", "it"]);
+    expect(ran).toEqual(["asked", "sure", "asked", "sure", "it", "asked", "sure"]);
 
+    let steps = 0;
     const late = owner([() => reply("", ["it"])], [it], {
-      assertOwned: async () => late.control.stop("cancelled"),
+      assertOwned: async () => {
+        if (++steps === 2) late.control.stop("cancelled");
+      },
     });
     expect(await late.run()).toMatchObject({ status: "cancelled" });
-    expect(ran).toEqual(["asked", "sure", "it"]);
+    expect(ran.filter((entry) => entry === "it")).toHaveLength(1);
     expect(late.kinds()).toEqual(["model.call", "tool.intent"]);
   });
 });

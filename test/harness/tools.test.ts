@@ -4,13 +4,15 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import {
   type AnyTool,
+  definePolicy,
   type HarnessConfig,
   type HarnessResult,
   type LogEvent,
+  memoryArtifacts,
   memoryLog,
   type ToolContext,
 } from "@drover/harness";
-import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
+import { afterAll, afterEach, beforeAll, describe, expect, it, vi } from "vitest";
 import { z } from "zod";
 import { type ModelServer, type ScriptedReply, startModelServer } from "../support/model-server.ts";
 import { eventsOf, harnessOn, openLog, tool, types } from "./scripted.ts";
@@ -291,6 +293,71 @@ describe("what a tool gives back", () => {
     expect(kept).not.toContain("\ufffd");
     expect(notice).toMatch(/^\d+ bytes, the first 101 are shown\]$/);
     expect(seen).toBe(event.output);
+  });
+
+  it.each<[string, unknown, string]>([
+    ["JSON", { text: "\u00e9".repeat(500) }, "application/json"],
+    ["text", "\u00e9".repeat(500), "text/plain"],
+  ])("what is cut is kept whole, where something keeps it: %s", async (_what, output, type) => {
+    const artifacts = memoryArtifacts();
+    const { result, events, seen } = await turn(
+      [tool("it", () => output, { maxOutputBytes: 100 }), tool("small", () => 1)],
+      [{ name: "it" }, { name: "small" }],
+      { artifacts },
+    );
+    const [event, small] = eventsOf(events, "tool.result").sort((a, b) => a.index - b.index);
+    const whole = typeof output === "string" ? output : JSON.stringify(output);
+    const { id } = event!.artifact!;
+    expect(event!.artifact).toEqual({ id, bytes: Buffer.byteLength(whole), type });
+    expect(artifacts.get(id)).toBe(whole);
+    expect(seen[0]).toMatch(new RegExp(`shown; the whole is kept as artifact ${id}\\]$`));
+    expect(seen[0]).toBe(result.tool_calls[0]!.output);
+    expect(small).not.toHaveProperty("artifact");
+  });
+
+  it("of more than 16 MiB the beginning is kept, and that is said", async () => {
+    const artifacts = memoryArtifacts();
+    const { events, seen } = await turn([tool("it", () => "x".repeat(2 ** 24 + 1))], [{ name: "it" }], { artifacts });
+    const { artifact } = eventsOf(events, "tool.result")[0]!;
+    expect(artifact).toEqual({ id: artifact!.id, bytes: 2 ** 24, type: "text/plain", cut: true });
+    expect(artifacts.get(artifact!.id)).toBe("x".repeat(2 ** 24));
+    expect(seen[0]).toMatch(
+      /\[cut: more than 16777216 bytes, the first 65536 are shown; the first 16777216 are kept as artifact [0-9a-f]{64}\]$/,
+    );
+  });
+
+  it("nothing is kept where a policy looks at results: it would not have seen it", async () => {
+    const artifacts = { put: vi.fn(async () => "id") };
+    const policies = [definePolicy({ name: "none", stages: ["result"], check: () => ({ action: "allow" }) })];
+    const { events } = await turn([tool("it", () => "x".repeat(200), { maxOutputBytes: 100 })], [{ name: "it" }], {
+      artifacts,
+      policies,
+    });
+    expect(eventsOf(events, "tool.result")[0]).toMatchObject({ status: "ok", truncated: true });
+    expect(eventsOf(events, "tool.result")[0]).not.toHaveProperty("artifact");
+    expect(artifacts.put).not.toHaveBeenCalled();
+  });
+
+  it("a call does not fail because its output could not be kept, nor hold a run that is cancelled", async () => {
+    const big = tool("it", () => "x".repeat(200), { maxOutputBytes: 100 });
+    const broken = { put: () => Promise.reject(new Error("the disk is full")) };
+    const { events } = await turn([big], [{ name: "it" }], { artifacts: broken });
+    expect(eventsOf(events, "tool.result")[0]).toMatchObject({ status: "ok", truncated: true });
+    const cancelled = new AbortController();
+    const hanging = {
+      put: () => {
+        cancelled.abort();
+        return new Promise<never>(() => {});
+      },
+    };
+    server.script([{ toolCalls: [{ name: "it" }] }]);
+    const harness = harnessOn(server, { tools: [big], artifacts: hanging });
+    const result = await harness.run("Do it.", { signal: cancelled.signal });
+    expect(result.error).toMatchObject({ code: "cancelled" });
+    expect(result.tool_calls[0]).toMatchObject({
+      status: "ok",
+      output: expect.stringMatching(/the first 100 are shown\]$/),
+    });
   });
 
   it("output of exactly the limit is whole", async () => {

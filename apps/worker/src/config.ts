@@ -9,6 +9,14 @@ export const workerConfig = z.object({
     .max(65_535)
     .optional()
     .describe("port of the worker's health and metrics (off unless set)"),
+  WORKER_MEMORY_MB: z.coerce
+    .number()
+    .int()
+    .min(64)
+    .optional()
+    .describe(
+      "a worker that uses more claims nothing; after 10 s of it, it hands its runs over and ends with exit code 75, to be started anew (80 % of the container's, or the machine's, memory)",
+    ),
   WORKER_HOST: z.string().default("0.0.0.0").describe("address of the worker's health and metrics"),
   DROVER_CONFIG: z
     .string()

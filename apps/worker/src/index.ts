@@ -5,7 +5,7 @@
 import { resolve } from "node:path";
 import { createDelivery, deliveryConfig } from "@drover/delivery";
 import { createEgress, egressConfig } from "@drover/egress";
-import { type LoadedConfig, loadConfigFile, ToolRegistry } from "@drover/harness";
+import { Isolation, isolationConfig, type LoadedConfig, loadConfigFile, ToolRegistry } from "@drover/harness";
 import { createModels, modelConfig } from "@drover/llm";
 import { loadConfig } from "@drover/protocol";
 import { openQueue, openSignals, queueConfig } from "@drover/queue";
@@ -14,12 +14,15 @@ import { isMigrated, openPool, postgresBlobs, storageConfig } from "@drover/stor
 import { addSecret, createLogger, type Logger, metrics } from "@drover/telemetry";
 import { builtinTools } from "@drover/tools";
 import { workerConfig } from "./config.ts";
+import { defaultMemoryLimit, watchMemory } from "./memory.ts";
 import { runMetrics } from "./observe.ts";
 import { startPort } from "./port.ts";
 
 export interface WorkerProcess {
   /** Where health and metrics are, when `WORKER_PORT` is set. */
   url: string | null;
+  /** Resolves when it should be stopped and started anew: it stayed above its memory limit. */
+  outgrown: Promise<void>;
   /** Hands runs over and closes everything; see `RunWorker.stop`. */
   stop(): Promise<void>;
 }
@@ -34,7 +37,11 @@ export const workerProcessConfig = storageConfig
   .and(auditConfig)
   .and(egressConfig)
   .and(deliveryConfig)
+  .and(isolationConfig)
   .and(workerConfig);
+
+/** How long it may stay above its memory limit. */
+const memoryPatienceMs = 10_000;
 
 /** Starts a worker from its environment. Throws `ConfigurationError` or `ConfigError` naming everything that is wrong, before anything runs. */
 export async function startWorkerProcess(env: Record<string, string | undefined>): Promise<WorkerProcess> {
@@ -48,12 +55,18 @@ export async function startWorkerProcess(env: Record<string, string | undefined>
   const builtins = builtinTools({ egress });
   const file = await loadConfigFile(config.DROVER_CONFIG, builtins);
   const models = createModels(config, { ...file.models, models: file.models?.custom, logger });
-  const agents = agentSource(file, models, new ToolRegistry([...builtins, ...(file.tools ?? [])]), logger);
+  const isolation = new Isolation({
+    processes: config.TOOL_PROCESSES,
+    log: ({ runId: run, text, ...of }) => logger.info({ ...(run && { run }), ...of }, text),
+  });
+  const agents = agentSource(file, models, new ToolRegistry([...builtins, ...(file.tools ?? [])], isolation), logger);
 
   const pool = openPool({
     url: config.DATABASE_URL,
     logger,
     max: config.DATABASE_POOL_SIZE,
+    // A connection that a network forgot is given up then; what it carried is read back.
+    answerTimeoutMs: 30_000,
     applicationName: "drover-worker",
   });
   if (!(await isMigrated(pool))) {
@@ -89,11 +102,13 @@ export async function startWorkerProcess(env: Record<string, string | undefined>
     agents,
     slots: config.WORKER_CONCURRENCY,
     leaseMs: config.LEASE_SECONDS * 1000,
+    watchdog: true,
     partialEveryMs: config.PARTIAL_EVERY_SECONDS * 1000,
     workspaces: resolve(config.DROVER_WORKSPACES),
     observer: runMetrics(),
     onSettled: () => delivery.nudge(),
   });
+  isolation.warmUp();
   delivery.start();
   const signing = signingOf(config);
   const sequencer = startSequencer({ pool, directUrl, logger, ...(signing && { signing }) });
@@ -113,12 +128,23 @@ export async function startWorkerProcess(env: Record<string, string | undefined>
     "worker ready",
   );
 
+  const outgrown = Promise.withResolvers<void>();
+  const forgetMemory = watchMemory({
+    limitBytes: config.WORKER_MEMORY_MB === undefined ? defaultMemoryLimit() : config.WORKER_MEMORY_MB * 2 ** 20,
+    patienceMs: memoryPatienceMs,
+    logger,
+    onPressure: (high) => worker.setPressure(high),
+    onOver: () => outgrown.resolve(),
+  });
   let stopped: Promise<void> | undefined;
   return {
     url: port?.url ?? null,
+    outgrown: outgrown.promise,
     stop() {
       stopped ??= (async () => {
+        forgetMemory();
         await worker.stop(config.SHUTDOWN_GRACE_SECONDS * 1000);
+        await isolation.close();
         await delivery.close();
         await sequencer.close();
         await Promise.all([queue.close(), signals.close(), egress.close(), port?.close()]);
@@ -142,6 +168,7 @@ function agentSource(file: LoadedConfig, models: ReturnType<typeof createModels>
     agent: (name: string) => file.agents[name],
     model: (id: string | undefined) => models.resolve(id ?? models.default),
     tools,
+    hashes: Object.fromEntries(Object.entries(file.agents).map(([name, agent]) => [name, tools.hashOf(name, agent)])),
     policies: file.policies ?? [],
   };
 }

@@ -5,6 +5,9 @@ import { ConfigurationError } from "@drover/protocol";
 import closeWithGrace from "close-with-grace";
 import { startWorkerProcess } from "./index.ts";
 
+/** EX_TEMPFAIL of sysexits.h: not zero, so that every supervisor starts it again. */
+const exitOutgrown = 75;
+
 try {
   const worker = await startWorkerProcess(process.env);
   // The worker keeps its own grace; this one only ends a stop that hangs.
@@ -12,6 +15,10 @@ try {
   const { close } = closeWithGrace({ delay: graceMs }, async ({ err }) => {
     if (err) console.error(err);
     await worker.stop();
+  });
+  void worker.outgrown.then(async () => {
+    await worker.stop();
+    process.exit(exitOutgrown);
   });
   process.on("disconnect", close);
   process.send?.({ ready: true, url: worker.url });

@@ -40,6 +40,9 @@ export function runMetrics(): RunObserver {
         metrics.runsRequeued.inc({ reason });
       }
     },
+    late: (what) => metrics.lateResultsDropped.inc({ what }),
     ended: finished,
+    condemned: (cause) => metrics.workersCondemned.inc({ cause }),
+    rescued: (runs) => metrics.runsRequeued.inc({ reason: "rescue" }, runs),
   };
 }

@@ -8,6 +8,7 @@ import type { ToolSpec } from "@drover/llm";
 import { uuidv7 } from "@drover/protocol";
 import type { AgentDefinition } from "./agent.ts";
 import { approvalsOf } from "./approval.ts";
+import type { Artifacts } from "./artifacts.ts";
 import type { AuditSink } from "./audit.ts";
 import { callTool, skipForBudget } from "./call.ts";
 import { RunControl } from "./control.ts";
@@ -54,6 +55,7 @@ interface Parts {
   toolbox: Toolbox;
   policies: readonly Policy[];
   audit?: AuditSink;
+  artifacts?: Artifacts;
   workspace?: string;
 }
 
@@ -164,7 +166,7 @@ export class Actions {
   }
 
   #door(asking: Asking): DoorOptions {
-    const { agentName, agent, toolbox, policies, workspace } = this.#parts;
+    const { agentName, agent, toolbox, policies, workspace, artifacts } = this.#parts;
     return {
       runId: this.#runId,
       tenant: this.#options.tenant ?? "default",
@@ -176,6 +178,7 @@ export class Actions {
       policies,
       approvals: approvalsOf(agent),
       asking,
+      ...(artifacts && { artifacts }),
       append: async (event, audit) => {
         await this.#log.append(event);
         applyEvent(this.#state, event);

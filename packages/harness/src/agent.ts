@@ -23,6 +23,11 @@ export interface AgentDefinition {
   approvals?: { expiresAfterSeconds?: number; onExpiry?: "reject" | "fail" };
   /** What becomes of a run's effects when it does not complete: `rollback` undoes them (default `keep`). */
   onFailure?: "keep" | "rollback";
+  /**
+   * What becomes of a run in flight when this definition, or one of its tools, is another one after a deploy: `latest` goes on with the new one
+   * and logs it, `strict` ends with `agent_changed` (default `latest`).
+   */
+  onChange?: "latest" | "strict";
   /** Asked after those of the whole configuration. */
   policies?: Policy[];
 }
@@ -70,6 +75,7 @@ const agentSchema = z.strictObject({
     })
     .optional(),
   onFailure: z.enum(["keep", "rollback"]).optional(),
+  onChange: z.enum(["latest", "strict"]).optional(),
   policies: z.array(policySchema).optional(),
 });
 
@@ -93,6 +99,10 @@ const toolSchema = z.strictObject({
   compensate: isFunction.optional(),
   timeoutMs: z.number().int().positive().optional(),
   maxOutputBytes: z.number().int().positive().optional(),
+  isolation: z.literal("process").optional(),
+  module: z.string().min(1).optional(),
+  env: z.array(z.string().regex(/^[A-Za-z_][A-Za-z0-9_]*$/, "must be the name of an environment variable")).optional(),
+  maxMemoryMb: z.number().int().min(32).optional(),
   execute: isFunction,
 });
 

@@ -64,11 +64,16 @@ async function passDoor(record: ToolRecord, door: DoorOptions): Promise<Passed> 
   if (tool.effect !== "pure") {
     // A second try of an unsafe call is a second intent: what was found out about the first says nothing about it.
     if (!begun || tool.effect === "unsafe") await recordIntent(record, tool, input, idempotencyKey, door);
-    await door.assertOwned?.();
-    const overtaken = notToBeStarted(begun, record, door.control);
-    if (overtaken) return overtaken;
   }
-  return { kind: "outcome", outcome: await execute(tool, input, idempotencyKey, record, door) };
+  await door.assertOwned?.();
+  const overtaken = notToBeStarted(begun, record, door.control);
+  if (overtaken) return overtaken;
+  const leave = door.entering?.(tool.name);
+  try {
+    return { kind: "outcome", outcome: await execute(tool, input, idempotencyKey, record, door) };
+  } finally {
+    leave?.();
+  }
 }
 
 interface Validated {

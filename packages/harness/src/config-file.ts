@@ -4,6 +4,8 @@ import { resolve } from "node:path";
 import { pathToFileURL } from "node:url";
 import { type AgentDefinition, ConfigError, checkConfig, type DroverConfig } from "./agent.ts";
 import { defaultAgent } from "./harness.ts";
+import { howToExport, toolsOf } from "./isolation/exports.ts";
+import type { AnyTool } from "./registry.ts";
 
 export interface LoadedConfig extends DroverConfig {
   /** Every agent, `default` among them. */
@@ -15,8 +17,8 @@ export interface LoadedConfig extends DroverConfig {
 const defaultPath = "drover.config.ts";
 
 /**
- * Loads and validates the file at `path`, or `drover.config.ts` of the current folder when that exists. Throws `ConfigError` with
- * every problem of the file, or why it could not be loaded.
+ * Loads and validates the file at `path`, or `drover.config.ts` of the current folder when that exists. Isolated tools that do not say which module
+ * exports them get the file itself. Throws `ConfigError` with every problem of the file, or why it could not be loaded.
  */
 export async function loadConfigFile(
   path: string | undefined,
@@ -40,5 +42,27 @@ export async function loadConfigFile(
       "it has no default export; write `export default defineConfig({ … })`",
     ]);
   const config = checkConfig(exported.default, path ?? defaultPath, builtinTools);
-  return { ...config, agents: { default: defaultAgent, ...config.agents }, path: file };
+  const loaded = { ...config, agents: { default: defaultAgent, ...config.agents }, path: file };
+  const tools = config.tools?.map((tool) =>
+    tool.isolation === "process" ? { ...tool, module: tool.module ?? pathToFileURL(file).href } : tool,
+  );
+  const problems = await exportProblems(tools ?? []);
+  if (problems.length > 0) throw new ConfigError(path ?? defaultPath, problems);
+  return tools ? { ...loaded, tools } : loaded;
+}
+
+/** Isolated tools that their process would not find. Their modules are those that made them, so they are loaded already. */
+async function exportProblems(tools: readonly AnyTool[]): Promise<string[]> {
+  const problems: string[] = [];
+  for (const [index, { name, isolation, module }] of tools.entries()) {
+    if (isolation !== "process") continue;
+    try {
+      if (toolsOf(await import(module!)).has(name)) continue;
+      problems.push(`tools.${index} (${name}): ${howToExport(name)}`);
+    } catch (error) {
+      const why = error instanceof Error ? error.message : String(error);
+      problems.push(`tools.${index}.module (${name}): it cannot be loaded: ${why}; write \`module: import.meta.url\``);
+    }
+  }
+  return problems;
 }

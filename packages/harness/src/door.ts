@@ -1,4 +1,5 @@
 /** What the door's stages share: what a call is carried out with, and how far it may get. The pipeline itself is `call.ts`. */
+import type { Artifacts } from "./artifacts.ts";
 import type { AuditEntry } from "./audit.ts";
 import type { RunControl } from "./control.ts";
 import type { NewEvent, ToolProblem, ToolResult, ToolStatus } from "./events.ts";
@@ -23,8 +24,14 @@ export interface DoorOptions {
   asking: Asking;
   /** Resolves once the event is durable, and with it the entry of the audit trail. */
   append(event: NewEvent, audit?: AuditEntry): Promise<void>;
-  /** Throws when this process may no longer act for the run; may wait until it knows. Asked directly before an idempotent or unsafe effect. */
+  /** Throws when this process may no longer act for the run; may wait until it knows. Asked before every step, directly before an effect. */
   assertOwned?(): void | Promise<void>;
+  /** A tool's own code is about to run; what it returns is called when the call is over. */
+  entering?(tool: string): () => void;
+  /** Keeps what is more of an output than the model is shown (default: the rest is dropped). */
+  artifacts?: Artifacts;
+  /** A tool or a model call answered after it was given up; its answer was dropped. Must not throw. */
+  onLate?(what: { tool: string } | { model: string }): void;
   /** The clock that events are dated by, ms since 1970 (default this machine's). */
   now?(): number;
 }
@@ -34,6 +41,7 @@ export interface Outcome {
   status: ToolStatus;
   output: unknown;
   truncated?: true;
+  artifact?: ToolResult["artifact"];
   problem?: ToolProblem;
   points?: number;
   /** The output is the tool's own, not the door's. */

@@ -27,6 +27,8 @@ export interface RunInput {
   permissions?: Permission[];
   /** A rollback: the run whose effects it undoes. */
   of_run?: string;
+  /** The run it takes up again. */
+  retry_of?: string;
   /** Its callback gets links with which its questions can be decided: whoever submitted it may do that. */
   callback_decides?: true;
 }
@@ -109,7 +111,15 @@ export type ToolStatus = "ok" | "error" | "skipped" | "denied" | "rejected";
 
 export interface EventData {
   "run.queued": RunInput;
-  "run.started": { epoch: number; attempt: number; worker: string };
+  /** `agent_hash`: of the agent's definition as its new owner has it. */
+  "run.started": { epoch: number; attempt: number; worker: string; agent_hash?: string };
+  /**
+   * The events before this one are copies of what `from` had finished: they are known, and neither charged nor counted again. Until `quiet_at` its last
+   * owner may be at work in calls that it left open.
+   */
+  "steps.copied": { from: string; events: number; quiet_at: string };
+  /** The agent's definition is another one than when the run was last started; it goes on with the new one. */
+  "agent.changed": { from: string; to: string };
   /** One finished model call. `messages` only when the reply is more than its text and calls (reasoning, provider data). */
   "model.call": {
     iteration: number;
@@ -157,6 +167,8 @@ export interface EventData {
     status: ToolStatus;
     output: unknown;
     truncated?: true;
+    /** Where the whole output is kept, or its first `bytes` (`cut`), when it is more than the model is shown. */
+    artifact?: { id: string; bytes: number; type: "application/json" | "text/plain"; cut?: true };
     duration_ms: number;
     problem?: ToolProblem;
     /** Points charged for it; what was reserved beyond is given back. */
@@ -182,7 +194,17 @@ export interface EventData {
   "run.resumed": { waited_for: string };
   "run.retrying": { attempt: number; delay_ms: number; error: RunFailure };
   "run.handed_over": { worker: string; delay_ms?: number };
-  "run.rescued": { worker: string | null };
+  /**
+   * Its worker was lost. `cause`: it died, fell silent, or its event loop was blocked (in `tool_name` of this run). `crashes`: owners lost in a
+   * row. `quiet_at`: one lease after the owner's last heartbeat.
+   */
+  "run.rescued": {
+    worker: string | null;
+    cause?: "crashed" | "silent" | "blocked";
+    crashes?: number;
+    tool_name?: string;
+    quiet_at?: string;
+  };
   "run.cancel_requested": Record<string, never>;
   "run.completed": FinalData;
   "run.partial": FinalData;

@@ -29,7 +29,7 @@ export interface ToolRecord {
   idempotencyKey?: string;
   /** The arguments of the intent, where they are not the call's. */
   intendedInput?: unknown;
-  /** When the owner that recorded the intent left without an outcome, ms since 1970. */
+  /** Until when the owner that recorded the intent, and left without an outcome, may have been at work, ms since 1970. */
   orphanedAt?: number;
   /** Points set aside while it is under way. */
   reserved: number;
@@ -40,6 +40,8 @@ export interface ToolRecord {
   /** An outcome that waits for a person. */
   held?: ToolResult;
   result?: ToolResult;
+  /** It was made by the run that this one takes up again. */
+  copied?: true;
 }
 
 interface TurnRecord {
@@ -54,6 +56,8 @@ export interface RunState {
   input: RunInput;
   /** Model calls finished, the wrap-up turn not counted. */
   iterations: number;
+  /** Those of them that the run before this one made and paid for. */
+  copiedIterations: number;
   /** Finished model and tool calls. */
   steps: number;
   /** The conversation after the query: replies and tool results, in the order of the calls. */
@@ -79,6 +83,8 @@ export interface RunState {
   seen: { untrusted: boolean; private: boolean };
   /** Every question to a person, by its id. */
   approvals: Map<string, Approval>;
+  /** Of the agent's definition: at the start before the last one, and at the last one. */
+  agentHashes: [before: string | undefined, now: string | undefined];
 }
 
 /** A state with nothing but its input. */
@@ -86,6 +92,7 @@ export function initialState(input: RunInput): RunState {
   return {
     input,
     iterations: 0,
+    copiedIterations: 0,
     steps: 0,
     turns: [],
     partialText: "",
@@ -103,6 +110,7 @@ export function initialState(input: RunInput): RunState {
     exhausted: undefined,
     seen: { untrusted: false, private: false },
     approvals: new Map(),
+    agentHashes: [undefined, undefined],
   };
 }
 
@@ -202,13 +210,38 @@ export function applyEvent(state: RunState, event: NewEvent & { at?: string }): 
       state.raises++;
       break;
     }
+    case "steps.copied":
+      startAfterCopies(state);
+      orphan(state, event.data.quiet_at);
+      break;
+    case "run.started":
+      state.agentHashes = [state.agentHashes[1], event.data.agent_hash ?? state.agentHashes[1]];
+      break;
     case "run.rescued":
+      orphan(state, event.data.quiet_at ?? event.at);
+      break;
     case "run.handed_over":
     case "run.retrying":
-      for (const record of openCalls(state))
-        if (record.intended && event.at) record.orphanedAt ??= Date.parse(event.at);
+      orphan(state, event.at);
       break;
   }
+}
+
+/** What was copied is known; it is neither charged nor counted again. Iterations go on being numbered, so that no two calls have one key. */
+function startAfterCopies(state: RunState): void {
+  state.copiedIterations = state.iterations;
+  state.steps = 0;
+  state.usage = { input: 0, output: 0, cached: 0 };
+  state.costNanos = 0;
+  state.costUnknown = false;
+  state.spentPoints = 0;
+  for (const record of state.turns.flatMap((turn) => turn.calls)) if (record.result) record.copied = true;
+}
+
+/** The owner may have been inside the calls it left open until then. */
+function orphan(state: RunState, until: string | undefined): void {
+  if (until === undefined) return;
+  for (const record of openCalls(state)) if (record.intended) record.orphanedAt ??= Date.parse(until);
 }
 
 function newRecord(iteration: number, index: number, call: LoggedToolCall): ToolRecord {

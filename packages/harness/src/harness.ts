@@ -9,6 +9,7 @@ import { toWireId, uuidv7 } from "@drover/protocol";
 import { Actions, type ActionsOptions } from "./actions.ts";
 import { type AgentDefinition, ConfigError, checkConfig, type DroverConfig } from "./agent.ts";
 import { approvalsOf, checkDecision, decisionEntry, type WantedDecision } from "./approval.ts";
+import type { Artifacts } from "./artifacts.ts";
 import type { AuditSink } from "./audit.ts";
 import { type MoneyBudget, memoryBudget, noBudget } from "./budget.ts";
 import { pause, RunControl } from "./control.ts";
@@ -25,6 +26,7 @@ import type {
   RunInput,
 } from "./events.ts";
 import { applyEvent, fold, latestText, type RunState, toNanos } from "./fold.ts";
+import type { Isolation } from "./isolation/pool.ts";
 import { memoryLog, type RunLog } from "./log.ts";
 import { early, type LoopOutcome, modelProblem, runLoop, waitingOf } from "./loop.ts";
 import type { Policy } from "./policy/policy.ts";
@@ -46,6 +48,10 @@ export interface HarnessConfig extends DroverConfig {
   budgetUsd?: number;
   /** Where the audit trail goes, such as `memoryAudit()` (default: nowhere). */
   audit?: AuditSink;
+  /** Keeps what tools return beyond what the model is shown, such as `memoryArtifacts()` (default: it is dropped). */
+  artifacts?: Artifacts;
+  /** Where tools run that ask for a process of their own (default: one for all harnesses of this process, which never needs to be closed). */
+  isolation?: Isolation;
 }
 
 export interface RunOptions {
@@ -109,14 +115,15 @@ export class AgentHarness {
 
   /** Throws `ConfigError` (or the models' own) naming everything that is wrong. */
   constructor(config: HarnessConfig = {}) {
-    const { model, env = process.env, limits: _l, retry: _r, workspace: _w, budgetUsd, audit: _a, ...file } = config;
+    const { model, env = process.env, limits: _l, retry: _r, workspace: _w, budgetUsd, audit: _a, ...own } = config;
+    const { artifacts: _k, isolation, ...file } = own;
     checkConfig(file, "the harness's configuration");
     this.#config = config;
     this.#models = createModels(modelConfig.parse({ ...env, ...(model && { DROVER_MODEL: model }) }), {
       ...file.models,
       models: file.models?.custom,
     });
-    this.#registry = new ToolRegistry(config.tools);
+    this.#registry = new ToolRegistry(config.tools, isolation);
     this.#money = budgetUsd === undefined ? undefined : memoryBudget(toNanos(budgetUsd));
   }
 
@@ -131,6 +138,7 @@ export class AgentHarness {
       toolbox: this.#registry.boxFor(name, agent),
       policies: this.#policies(agent),
       ...(this.#config.audit && { audit: this.#config.audit }),
+      ...(this.#config.artifacts && { artifacts: this.#config.artifacts }),
       ...(this.#config.workspace !== undefined && { workspace: this.#config.workspace }),
     });
   }
@@ -276,6 +284,7 @@ export class AgentHarness {
         state,
         control,
         append,
+        ...(this.#config.artifacts && { artifacts: this.#config.artifacts }),
         ...(options.onText && { onText: options.onText }),
       });
       if (state.steps > steps) attempt = 1;

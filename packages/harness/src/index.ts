@@ -1,6 +1,7 @@
 export { Actions, type ActionsOptions } from "./actions.ts";
 export * from "./agent.ts";
 export { approvalsOf, checkDecision, decisionEntry, statusAfter, type WantedDecision } from "./approval.ts";
+export { type Artifacts, memoryArtifacts } from "./artifacts.ts";
 export * from "./audit/checkpoint.ts";
 export * from "./audit/verify.ts";
 export * from "./audit.ts";
@@ -24,6 +25,9 @@ export {
   toUsd,
 } from "./fold.ts";
 export { AgentHarness, defaultAgent, type HarnessConfig, type HarnessResult, type RunOptions } from "./harness.ts";
+export { isolationConfig } from "./isolation/config.ts";
+export type { ToolLine } from "./isolation/lines.ts";
+export { Isolation, type IsolationOptions } from "./isolation/pool.ts";
 export { memoryLog, type RunLog } from "./log.ts";
 export { early, type LoopOptions, type LoopOutcome, modelProblem, runLoop, waitingOf } from "./loop.ts";
 export * from "./policy/index.ts";

@@ -90,10 +90,12 @@ async function takeTurns(loop: LoopOptions): Promise<LoopOutcome> {
       const kept = await checkInput(loop);
       if (kept) return kept;
     }
-    if (state.iterations >= maxIterations)
+    if (state.iterations - state.copiedIterations >= maxIterations)
       return early(state, "iteration_limit", `The run used up its ${maxIterations} iterations.`);
     if (state.caps.costNanos !== undefined && state.costUnknown)
       return early(state, "price_unknown", `The model ${loop.model.id} did not say what its call cost.`);
+    await loop.assertOwned?.();
+    if (control.signal.aborted) continue;
     const outOfTime = control.softReached || control.cut.aborted;
     if (outOfTime || state.exhausted) {
       const why = outOfTime ? "time" : "budget";

@@ -3,6 +3,9 @@ import type { ToolSpec } from "@drover/llm";
 import { RateLimiterMemory, RateLimiterRes } from "rate-limiter-flexible";
 import { z } from "zod";
 import type { AgentDefinition } from "./agent.ts";
+import { contentHash } from "./audit.ts";
+import { isolate } from "./isolation/isolated.ts";
+import { type Isolation, sharedIsolation } from "./isolation/pool.ts";
 import { type Permission, permissions, type ToolDefinition } from "./tool.ts";
 
 // biome-ignore lint/suspicious/noExplicitAny: tools of any input and output live side by side.
@@ -25,13 +28,17 @@ interface Entry {
 export class ToolRegistry {
   readonly #tools = new Map<string, Entry>();
   readonly #boxes = new WeakMap<AgentDefinition, Map<string, Toolbox>>();
+  readonly #isolation: Isolation;
 
-  constructor(tools: readonly AnyTool[] = []) {
+  /** `isolation`: where tools run that ask for a process of their own. */
+  constructor(tools: readonly AnyTool[] = [], isolation: Isolation = sharedIsolation()) {
+    this.#isolation = isolation;
     for (const tool of tools) this.register(tool);
   }
 
-  /** Adds a tool. Throws when the name is taken. */
-  register(tool: AnyTool): this {
+  /** Adds a tool. @throws Error when the name is taken; ConfigError when it is to be isolated and its module is not known */
+  register(declared: AnyTool): this {
+    const tool = isolate(declared, this.#isolation);
     if (this.#tools.has(tool.name)) throw new Error(`a tool named "${tool.name}" is registered already`);
     const { $schema: _, ...inputSchema } = z.toJSONSchema(tool.input, { io: "input" });
     const { rate } = tool;
@@ -69,6 +76,16 @@ export class ToolRegistry {
       boxes.set(key, box);
     }
     return box;
+  }
+
+  /** What an agent is, in one hash: another one means that the same run may go on differently. Code is seen by its `version` only. */
+  hashOf(agentName: string, agent: AgentDefinition): string {
+    const tools = this.boxFor(agentName, agent).specs.map((spec) => {
+      const { permission, effect, version = "1" } = this.get(spec.name)!;
+      return { ...spec, permission, effect, version };
+    });
+    const policies = agent.policies?.map(({ name }) => name);
+    return contentHash(JSON.parse(JSON.stringify({ ...agent, policies, tools })));
   }
 
   #box(allowed: Entry[]): Toolbox {

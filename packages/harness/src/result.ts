@@ -44,7 +44,7 @@ export function resultOf(
     stop_reason: final.data.stop_reason,
     cost_usd: state.costUnknown ? null : toUsd(state.costNanos),
     tokens_used: { ...state.usage, total: state.usage.input + state.usage.output },
-    iterations: state.iterations,
+    iterations: state.iterations - state.copiedIterations,
     duration_seconds: Math.round(about.durationMs) / 1000,
     tools_called: [...new Set(calls.filter((record) => record.result).map((record) => record.call.name))],
     tool_calls: calls.flatMap(({ call, result }) =>

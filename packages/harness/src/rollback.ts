@@ -50,7 +50,8 @@ function effectsOf(of: RunState, tools: ToolRegistry): Effect[] {
     .flatMap((turn) => turn.calls)
     .filter((record) => {
       const tool = tools.get(record.call.name);
-      if (record.result?.problem === "nothing_done") return false;
+      // An effect is undone with the run that had it, so that no two runs undo it.
+      if (record.copied || record.result?.problem === "nothing_done") return false;
       // A pure call that failed did nothing; any other that was begun may have.
       return tool?.permission !== "read" && (record.intended || (tool && record.result?.status === "ok"));
     });

@@ -136,9 +136,9 @@ async function recordReply(
   await loop.append(event);
 }
 
-/** The model's answer, or a failure the moment the signal aborts: a model that ignores it does not hold the run. */
+/** The model's answer, or a failure the moment the signal aborts: a model that ignores it does not hold the run; its answer is dropped. */
 async function callOrAbort(
-  { model }: ReplyOptions,
+  { model, onLate }: ReplyOptions,
   request: ModelRequest,
   signal: AbortSignal,
   onText: (delta: string) => void,
@@ -162,7 +162,14 @@ async function callOrAbort(
     onText(delta);
   };
   try {
-    return await Promise.race([model.call(request, { signal, onText: take }), aborted.promise]);
+    const call = model.call(request, { signal, onText: take });
+    const result = await Promise.race([call, aborted.promise]);
+    if (!result.ok && result.code === "aborted")
+      call.then(
+        (late) => late.ok && onLate?.({ model: model.id }),
+        () => {},
+      );
+    return result;
   } catch (error) {
     return failed("model_error", `${model.id} failed: ${error instanceof Error ? error.message : String(error)}`);
   } finally {

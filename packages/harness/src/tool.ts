@@ -11,6 +11,9 @@ export type Permission = (typeof permissions)[number];
 export const effects = ["pure", "idempotent", "unsafe"] as const;
 export type Effect = (typeof effects)[number];
 
+/** Of one call, ms, where a tool says nothing else. */
+export const defaultTimeoutMs = 60_000;
+
 export interface ToolContext {
   runId: string;
   tenant: string;
@@ -68,9 +71,20 @@ export interface ToolDefinition<Input = unknown, Output = unknown> {
   verify?(intent: ToolIntent<Input>, context: ToolContext): Verified | Promise<Verified>;
   /** Undoes what one call did; for `write` and `admin` tools. It runs through the same door, with this tool's `effect` and limits. */
   compensate?(done: { input: Input; output: Output }, context: ToolContext): unknown;
+  /**
+   * `process`: its code runs in a child process, which is killed with all it started when its time is up; a crash in it is an error that the model
+   * sees. Arguments and results are copied; a schema's and policies' work, and `needsApproval`, stay in this process.
+   */
+  isolation?: "process";
+  /** With `isolation`: `import.meta.url` of the file that exports it (default: the configuration file). */
+  module?: string;
+  /** With `isolation`: names of environment variables it gets besides the harmless ones (`PATH`, `HOME`, …). */
+  env?: string[];
+  /** With `isolation`: memory of its process in MiB (default 512); more ends it. */
+  maxMemoryMb?: number;
   /** Own time limit of one call in ms (default 60,000). */
   timeoutMs?: number;
-  /** What the model sees of the output at most, in bytes of JSON (default 65,536); the rest is cut and said to be cut. */
+  /** What the model sees of the output at most, in bytes of JSON (default 65,536); the rest is cut, said to be cut, and kept as an artifact. */
   maxOutputBytes?: number;
   /** Returns JSON. Throwing is a tool result that the model sees; its message is shown to the model, so keep secrets out of it. */
   execute(input: Input, context: ToolContext): unknown;

@@ -51,10 +51,7 @@ export async function resolveUncertain(
   return;
 }
 
-/**
- * How long the last owner may still be inside the call, ms: the call's own limit from the moment that owner was seen to have gone, which
- * is at least one lease after its last heartbeat.
- */
+/** How long the last owner may still be inside the call, ms: one lease after its last heartbeat, and the call's own limit. */
 function stillAtIt({ orphanedAt }: ToolRecord, tool: AnyTool | undefined, door: DoorOptions): number {
   if (orphanedAt === undefined) return 0;
   return orphanedAt + (tool?.timeoutMs ?? defaultTimeoutMs) - (door.now?.() ?? Date.now());

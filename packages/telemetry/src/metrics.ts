@@ -17,7 +17,7 @@ export const metrics = {
   /** API: after the commit. */
   runsSubmitted: new Counter({
     name: "drover_runs_submitted_total",
-    help: "Runs accepted, by agent and by how they came (single, batch)",
+    help: "Runs accepted, by agent and by how they came (single, batch, retry)",
     labelNames: ["agent", "kind"] as const,
     registers,
   }),
@@ -41,14 +41,19 @@ export const metrics = {
     labelNames: ["agent", "status", "stop_reason"] as const,
     registers,
   }),
-  /** `reason`: retry, handover, rescue. */
   runsRequeued: new Counter({
     name: "drover_runs_requeued_total",
-    help: "Runs that gave their slot back: handover, retry, or waiting",
+    help: "Runs that gave their slot back (handover, retry, waiting), or were taken over from a dead worker (rescue)",
     labelNames: ["reason"] as const,
     registers,
   }),
-  /** `what`: append, settle. */
+  workersCondemned: new Counter({
+    name: "drover_workers_condemned_total",
+    help: "Other workers that this one declared dead: crashed (the lock was gone) or silent (no heartbeat for a lease)",
+    labelNames: ["cause"] as const,
+    registers,
+  }),
+  /** `what`: settle, tool, model. */
   lateResultsDropped: new Counter({
     name: "drover_late_results_dropped_total",
     help: "Writes of a worker that no longer owned the run, refused by the fence",

@@ -143,3 +143,8 @@ describe("checksums", () => {
     );
   });
 });
+
+it("looks again at what a mark has freed", () => {
+  const once = redacted(policy, "4111111111111111DE89 3704 0044 0532 0130 00 030 12345678");
+  expect(judge(policy, once)).toEqual({ action: "allow" });
+});

@@ -9,8 +9,8 @@ import type { Verdict } from "./policy.ts";
 export type Span = [start: number, end: number];
 
 /**
- * `find` returns spans in order, none overlapping. So that redacting twice changes nothing, a finder must not find anything in a
- * mark, and may refuse a match for its neighbouring characters only if no later finder of the list can take those away.
+ * `find` returns spans in order, none overlapping, and must not find anything in a mark: so that redacting ends, and twice changes
+ * nothing.
  */
 export interface Finder {
   /** What it finds, for the reason: one, and more than one. */
@@ -21,7 +21,7 @@ export interface Finder {
   find(text: string): Span[];
 }
 
-/** Each finder sees what the ones before it left. */
+/** Each finder sees what the ones before it left, and all of them look again at a text that was changed: a mark may have freed its neighbour. */
 export function screen(
   value: unknown,
   finders: readonly Finder[],
@@ -30,11 +30,14 @@ export function screen(
   const found = finders.map(() => 0);
   const redacted = mapTexts(value, (text) => {
     let left = text;
-    for (const [index, finder] of finders.entries()) {
-      const spans = finder.find(left);
-      if (spans.length === 0) continue;
-      found[index]! += spans.length;
-      left = replaceSpans(left, spans, finder.mark);
+    for (let before: string | undefined; left !== before; ) {
+      before = left;
+      for (const [index, finder] of finders.entries()) {
+        const spans = finder.find(left);
+        if (spans.length === 0) continue;
+        found[index]! += spans.length;
+        left = replaceSpans(left, spans, finder.mark);
+      }
     }
     return left;
   });
