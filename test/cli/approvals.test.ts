@@ -1,4 +1,4 @@
-/** Where a run needs a person: what the command line shows of it, and deciding, raising and undoing from there. */
+/** Where a run needs a person: what the command line shows of it, and deciding, raising, retrying and undoing from there. */
 import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from "vitest";
@@ -158,5 +158,25 @@ describe("rollback", () => {
     const again = (await client("rollback", taskId, "--json")).json();
     expect(again).toMatchObject({ status: "completed" });
     expect((await client("status", String(again.task_id))).stdout).toContain(`undoes      ${taskId}`);
+  });
+});
+
+describe("retry", () => {
+  it("takes a run that did not complete up again, and shows whose retry it is", async () => {
+    models.script((call) =>
+      call.turn === 0 ? { toolCalls: [{ name: "set_price", input: { price: 5 } }] } : { status: 400 },
+    );
+    const { task_id: taskId } = (await client("run", "Do it", "--wait", "--json")).json<{ task_id: string }>();
+    models.script(() => "the price is set");
+    const once = ["--max-iterations", "3", "--idempotency-key", "again"];
+    const accepted = (await client("retry", taskId, ...once, "--json")).json<{ task_id: string; status: string }>();
+    expect(accepted.status).toBe("queued");
+    const ended = await client("retry", taskId, ...once, "--wait");
+    expect(ended).toMatchObject({ code: 0, stdout: "the price is set\n" });
+    expect((await client("status", accepted.task_id)).stdout).toContain(`retry of    ${taskId}`);
+    expect((await client("events", accepted.task_id)).stdout).toMatch(new RegExp(`copied +\\d events of ${taskId}`));
+    const refused = await client("retry", accepted.task_id);
+    expect(refused.code).toBe(6);
+    expect(refused.stderr).toContain("completed");
   });
 });

@@ -42,7 +42,10 @@ it("migrate, api, worker, keys: a service of single processes, stopped by SIGTER
   const env = { DATABASE_URL: database.url, DROVER_DATA_DIR: folder.path, DROVER_WORKSPACES: folder.path };
   const first = await drover(["migrate", "--json"], { env });
   expect(first.code, first.stderr).toBe(0);
-  expect(first.json()).toMatchObject({ ran: ["0001_initial", "0002_door"], queue: "postgres" });
+  expect(first.json()).toMatchObject({
+    ran: ["0001_initial", "0002_door", "0003_liveness", "0004_events", "0005_retry"],
+    queue: "postgres",
+  });
   expect(await drover(["migrate"], { env })).toMatchObject({
     code: 0,
     stdout: expect.stringContaining("nothing to do"),

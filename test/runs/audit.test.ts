@@ -90,7 +90,7 @@ const leaders = async (pool: Pool): Promise<number[]> =>
   (
     await pool.query(
       `SELECT l.pid FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
-       WHERE l.locktype = 'advisory' AND l.granted AND a.application_name = 'drover-audit' AND a.datname = current_database()`,
+       WHERE l.locktype = 'advisory' AND l.granted AND a.application_name = 'drover-sequencer' AND a.datname = current_database()`,
     )
   ).rows.map(({ pid }) => pid);
 
@@ -126,7 +126,7 @@ describe("the sequencer", () => {
     // Those who do not lead hold no connection.
     const { n } = await one(
       pool,
-      "SELECT count(*) AS n FROM pg_stat_activity WHERE application_name = 'drover-audit' AND datname = current_database()",
+      "SELECT count(*) AS n FROM pg_stat_activity WHERE application_name = 'drover-sequencer' AND datname = current_database()",
     );
     expect(n).toBe(1);
   });
@@ -165,7 +165,7 @@ describe("the sequencer", () => {
       // It has inserted, and waits for the row it is to take out of the inbox.
       await vi.waitFor(async () => {
         const { rowCount } = await pool.query(
-          "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'drover-audit' AND datname = current_database() AND wait_event_type = 'Lock'",
+          "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'drover-sequencer' AND datname = current_database() AND wait_event_type = 'Lock'",
         );
         expect(rowCount).toBe(1);
       });

@@ -61,6 +61,14 @@ export async function createBench() {
       ]);
       return id;
     },
+    /** The worker is declared dead. `culprit`: the run whose tool blocked it. */
+    endWorker: (id: string, cause: "crashed" | "silent" | "blocked" = "crashed", culprit: string | null = null) =>
+      pool.query("UPDATE workers SET dead_at = now(), cause = $2, culprit = $3, culprit_tool = $4 WHERE id = $1", [
+        id,
+        cause,
+        culprit,
+        culprit && "spin",
+      ]),
     claim: async (worker: string, id: string): Promise<ClaimedRun> => {
       const [run] = await claimRuns(pool, worker, [id]);
       if (!run) throw new Error(`run ${id} could not be claimed`);

@@ -1,3 +1,4 @@
+import { randomUUID } from "node:crypto";
 import { uuidv7 } from "@drover/protocol";
 import { readLog } from "@drover/runs";
 import fc from "fast-check";
@@ -8,6 +9,7 @@ import {
   claimNext,
   claimRuns,
   closeBatches,
+  findOverdue,
   leaveRuns,
   readLeft,
   rewake,
@@ -128,12 +130,77 @@ test("taking over raises crashes and epoch only, and adds the time owned", async
   await bench.claim(worker, id);
   await bench.pool.query("UPDATE runs SET claimed_at = now() - interval '7 seconds' WHERE id = $1", [id]);
   expect((await takeOver(bench.pool, 100)).map((run) => run.runId)).not.toContain(id);
-  await bench.pool.query("DELETE FROM workers WHERE id = $1", [worker]);
+  await bench.endWorker(worker);
   expect((await takeOver(bench.pool, 100)).map((run) => run.runId)).toContain(id);
   const row = await bench.row(id);
   expect(row).toMatchObject({ status: "queued", crashes: 1, attempt: 1, epoch: 1, wake: 2, woken: true, worker: null });
   expect(row.active_ms).toBeGreaterThanOrEqual(7000);
   expect((await types(id)).at(-1)).toBe("run.rescued");
+});
+
+test("whose death counts against whom: a crash against all, a block against its culprit, silence and a good end against nobody", async () => {
+  const after = async (how: (worker: string, id: string) => Promise<unknown>) => {
+    const worker = await bench.addWorker();
+    const id = await bench.submit();
+    await bench.claim(worker, id);
+    await how(worker, id);
+    await takeOver(bench.pool, 100);
+    const { crashes, status } = await bench.row(id);
+    const log = await readLog(bench.pool, bench.blobs, { tenant: "default", runId: id });
+    return { crashes, status, rescued: log.at(-1)!.data };
+  };
+  const crashed = await after((worker) => bench.endWorker(worker, "crashed"));
+  expect(crashed).toMatchObject({ crashes: 1, status: "queued", rescued: { cause: "crashed", crashes: 1 } });
+  expect((crashed.rescued as { quiet_at: string }).quiet_at).toMatch(/^\d{4}-.*Z$/);
+  expect(await after((worker) => bench.endWorker(worker, "silent"))).toMatchObject({
+    crashes: 0,
+    rescued: { cause: "silent" },
+  });
+  expect(await after((worker, id) => bench.endWorker(worker, "blocked", id))).toMatchObject({
+    crashes: 1,
+    rescued: { cause: "blocked", tool_name: "spin" },
+  });
+  expect(await after((worker) => bench.endWorker(worker, "blocked", randomUUID()))).toMatchObject({ crashes: 0 });
+  expect(await after((worker) => bench.endWorker(worker, "blocked"))).toMatchObject({ crashes: 1 });
+  expect(await after((worker) => bench.pool.query("DELETE FROM workers WHERE id = $1", [worker]))).toMatchObject({
+    crashes: 0,
+    status: "queued",
+  });
+});
+
+test("a run that lost two owners waits, and is claimed as the only such run of a worker; the third loss is left to be ended", async () => {
+  const ids = await Promise.all([1, 2, 3].map(() => bench.submit()));
+  const crash = async (run: string) => {
+    const worker = await bench.addWorker();
+    await bench.claim(worker, run);
+    await bench.endWorker(worker);
+    await takeOver(bench.pool, 100);
+  };
+  for (const id of ids) {
+    await crash(id);
+    expect(await bench.row(id)).toMatchObject({ crashes: 1, woken: true });
+    await crash(id);
+    expect(await bench.row(id)).toMatchObject({ crashes: 2, woken: false, status: "queued" });
+  }
+  const worker = await bench.addWorker();
+  expect(await claimRuns(bench.pool, worker, ids)).toEqual([]);
+  await bench.pool.query("UPDATE runs SET available_at = now(), woken = true WHERE id = ANY($1::uuid[])", [ids]);
+  expect(await claimRuns(bench.pool, worker, ids, { takesSuspect: false })).toEqual([]);
+  const among = (runs: { id: string; crashes: number }[]) => runs.filter((run) => ids.includes(run.id));
+  expect(among(await claimNext(bench.pool, worker, 1000, 0, { takesSuspect: false }))).toEqual([]);
+  const [one, ...more] = await claimRuns(bench.pool, worker, ids);
+  expect([one!.crashes, more]).toEqual([2, []]);
+  const [next, ...others] = among(await claimNext(bench.pool, worker, 10, 0));
+  expect([next!.crashes, others]).toEqual([2, []]);
+  await append({ runId: one!.id, epoch: one!.epoch, tenant: "default", event: reply(1) });
+  expect(await bench.row(one!.id)).toMatchObject({ crashes: 0 });
+  await bench.endWorker(worker);
+  const taken = (await takeOver(bench.pool, 100)).map((run) => run.runId);
+  expect([taken.includes(one!.id), taken.includes(next!.id)]).toEqual([true, false]);
+  const causeNow = async () => (await findOverdue(bench.pool, 15_000, 100)).find((run) => run.id === next!.id)?.cause;
+  expect(await causeNow()).toBe("crash_loop");
+  await bench.pool.query("UPDATE runs SET cancel_requested_at = now() WHERE id = $1", [next!.id]);
+  expect(await causeNow()).toBe("cancelled");
 });
 
 test("the end of a run is one commit: status, last event, message owed, once", async () => {

@@ -64,7 +64,7 @@ function idAhead(months: number): string {
   return `${hex.slice(0, 8)}-${hex.slice(8)}-7000-8000-000000000001`;
 }
 
-const all = ["0001_initial", "0002_door"];
+const all = ["0001_initial", "0002_door", "0003_liveness", "0004_events", "0005_retry"];
 
 describe("migrate", () => {
   it("lets five starters come at once: one does the work, all find it done", async () => {

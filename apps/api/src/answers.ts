@@ -33,6 +33,7 @@ function summaryFields(run: Run) {
     task_id: toWireId("run", run.id),
     kind: run.kind,
     ...(run.ofRun !== null && { of_run: toWireId("run", run.ofRun) }),
+    ...(run.retryOf !== null && { retry_of: toWireId("run", run.retryOf) }),
     status: run.status,
     ...(run.waitingFor !== null && { waiting_for: run.waitingFor }),
     ...(run.waitingLevel !== null && { waiting_level: run.waitingLevel }),

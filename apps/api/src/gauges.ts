@@ -16,7 +16,7 @@ const statement = `
     (SELECT count(*) FROM audit_unchained) AS unchained,
     (SELECT greatest(0, extract(epoch FROM now() - min(available_at)))::float8 FROM runs WHERE status = 'queued' AND woken) AS oldest,
     (SELECT count(*) FROM deliveries WHERE status = 'pending') AS deliveries,
-    (SELECT count(*) FROM workers WHERE heartbeat_at > clock_timestamp() - lease_ms * interval '1 ms') AS workers`;
+    (SELECT count(*) FROM workers WHERE dead_at IS NULL AND heartbeat_at > clock_timestamp() - lease_ms * interval '1 ms') AS workers`;
 
 interface Figures {
   due: number;

@@ -7,6 +7,7 @@ type Position = {
   events: number;
   items: number;
   audit: number;
+  feed: number;
   approvals: string;
   endpoints: string;
   deliveries: string;
@@ -15,19 +16,23 @@ type Kind = keyof Position;
 
 const uuid = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
 const count = /^(0|[1-9]\d{0,8})$/;
-const numbered: ReadonlySet<Kind> = new Set<Kind>(["events", "items", "audit"]);
+const numbered: ReadonlySet<Kind> = new Set<Kind>(["events", "items", "audit", "feed"]);
 
 export function toCursor<K extends Kind>(kind: K, position: Position[K]): string {
   return Buffer.from(`${kind} ${position}`).toString("base64url");
 }
 
-/** @throws DroverError `invalid_input` when it is not one that this list gave */
-export function fromCursor<K extends Kind>(kind: K, cursor: string | undefined): Position[K] | undefined {
+/** @throws DroverError `invalid_input`, naming the parameter `path`, when it is not one that this list gave */
+export function fromCursor<K extends Kind>(
+  kind: K,
+  cursor: string | undefined,
+  path = "cursor",
+): Position[K] | undefined {
   if (cursor === undefined) return undefined;
   const [name, position = ""] = Buffer.from(cursor, "base64url").toString("latin1").split(" ", 2);
   const isNumber = numbered.has(kind);
   if (name !== kind || !(isNumber ? count : uuid).test(position))
-    throw invalid([{ path: "cursor", message: "is not a next_cursor of this list" }]);
+    throw invalid([{ path, message: "is not a next_cursor of this list" }]);
   return (isNumber ? Number(position) : position) as Position[K];
 }
 

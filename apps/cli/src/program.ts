@@ -261,6 +261,23 @@ function clientCommands(program: Command, run: Run): void {
     .addHelpText("after", examples("drover events run_0193… --follow", "drover events run_0193… --json | jq .type"));
   look("cancel", "cancel a run");
 
+  wait(client("retry", "take up a run that failed, ended early or was cancelled, from its last good step"))
+    .argument("<id>", "run_…")
+    .option("--model <provider/model>", "in place of the one it had")
+    .option("--max-iterations <n>", "model turns at most, those before not counted", number)
+    .option("--max-cost <usd>", "end when its own model calls have cost so much", number)
+    .option("--soft <seconds>", "active time after which the agent wraps up", number)
+    .option("--hard <seconds>", "active time after which the run is ended", number)
+    .option("--deadline <time>", "absolute limit, such as 2026-11-21T09:30:00Z")
+    .option("--idempotency-key <key>", "the same key and retry again make nothing new")
+    .addHelpText(
+      "after",
+      examples("drover retry run_0193… --wait", "drover retry run_0193… --max-iterations 20 --json"),
+    )
+    .action((id: string, options) =>
+      run(async () => (await import("./client/intervene.ts")).retry(await connect(options), id, options)),
+    );
+
   wait(client("rollback", "undo what a run did"))
     .argument("<id>", "run_…, which has ended")
     .addHelpText("after", examples("drover rollback run_0193… --wait"))

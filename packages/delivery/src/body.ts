@@ -1,6 +1,6 @@
 /**
- * What a message says. Built from what no longer changes (an event of a run's log, a closed batch's items), so that every try and
- * every redelivery sends the same bytes.
+ * What a message says, to an endpoint and in the feed. Built from what no longer changes (an event of a run's log, a closed batch's
+ * items), so that every try and every redelivery sends the same bytes.
  */
 import { fromWireId, toWireId } from "@drover/protocol";
 import { linkMaker, readBatch, readLog, readOutcome, readRun } from "@drover/runs";
@@ -15,6 +15,8 @@ export interface Message {
   endpointId: string | null;
   /** The event it tells about, where that is not the run's last. */
   seq: number | null;
+  /** What it says, where it tells about neither a run nor a batch. */
+  data: object | null;
 }
 
 interface Source {
@@ -24,14 +26,21 @@ interface Source {
   publicUrl: string | undefined;
 }
 
-/** The JSON text of a message, or null when what it is about no longer exists. */
-export async function messageBody(source: Source, message: Message): Promise<string | null> {
+export interface MessageBody {
+  type: string;
+  timestamp: string;
+  data: object;
+}
+
+/** The body of a message, or null when what it is about no longer exists. */
+export async function messageBody(source: Source, message: Message): Promise<MessageBody | null> {
   const data = await dataOf(source, message);
-  return data && JSON.stringify({ type: message.type, timestamp: message.messageAt.toISOString(), data });
+  return data && { type: message.type, timestamp: message.messageAt.toISOString(), data };
 }
 
 async function dataOf(source: Source, message: Message): Promise<object | null> {
   const { tenant, runId, batchId, seq } = message;
+  if (message.data) return message.data;
   if (runId && seq !== null) return await waitingData(source, { ...message, runId, seq });
   if (runId) return await runData(source, tenant, runId);
   if (batchId) return await batchData(source.db, tenant, batchId);

@@ -4,12 +4,12 @@
  */
 import { setTimeout as pause } from "node:timers/promises";
 import type { Egress } from "@drover/egress";
-import { type Blobs, faultOf, type Pool } from "@drover/storage";
+import { type Blobs, faultOf, type Pool, throughOutages } from "@drover/storage";
 import type { Logger } from "@drover/telemetry";
 import { Bell } from "./bell.ts";
 import { messageBody } from "./body.ts";
 import { type ClaimedDelivery, claimDue, nextDueInMs } from "./claim.ts";
-import { disableGone } from "./endpoints.ts";
+import { disableGone, noteFailure } from "./disabling.ts";
 import { fanOut } from "./fan-out.ts";
 import { Lanes } from "./lanes.ts";
 import { type Attempt, createOutcomeWriter, type DeliveryStatus } from "./outcome.ts";
@@ -53,8 +53,9 @@ const pollMs = 1000;
 /** After losing a race for the same deliveries to another worker. */
 const contendedMs = 20;
 const fanOutPage = 500;
-/** How long a claim outlives the request's deadline: time to write the outcome down. */
+/** How long a claim outlives the request's deadline: time to build the message, through a short outage too, and to write the outcome down. */
 const slackMs = 15_000;
+const buildMs = 7500;
 const defaultTimeoutMs = 15_000;
 /** How long a close waits for what was cut: only a statement that Postgres does not answer takes longer. */
 const cutMs = 1000;
@@ -136,18 +137,25 @@ export function createDelivery(options: DeliveryOptions): Delivery {
       return null;
     }
     report(delivery, outcome, status);
-    if (outcome.result === "gone" && delivery.endpointId) {
-      // Should the process die right here, the next delivery to this endpoint hears 410 again.
-      await disableGone(pool, { tenant: delivery.tenant, id: delivery.endpointId, url: delivery.url });
+    if (typeof body !== "string") return null;
+    if (outcome.result === "delivered") return false;
+    // Should the process die right here, the next try to this endpoint fails again.
+    const reason = outcome.result === "gone" ? await disableGone(pool, delivery) : await noteFailure(pool, delivery);
+    if (reason !== null) {
+      logger.warn({ endpoint: delivery.endpointId, tenant: delivery.tenant, reason }, "endpoint disabled");
+      // The tenant's other endpoints are owed the news.
+      bell.ring();
     }
-    return typeof body === "string" ? outcome.result !== "delivered" : null;
+    return true;
   }
 
-  /** The body, or why there is none. Throws while Postgres is away: the delivery stays claimed and comes again. */
+  /** The body, or why there is none. Throws when Postgres is away for long: the delivery stays claimed and comes again. */
   async function build(delivery: ClaimedDelivery): Promise<string | { result: "retry" | "failed"; error: string }> {
     try {
-      const body = await messageBody({ db: pool, blobs, publicUrl: options.publicUrl }, delivery);
-      return body ?? { result: "failed", error: "what this message is about no longer exists" };
+      const signal = AbortSignal.any([cut.signal, AbortSignal.timeout(buildMs)]);
+      const source = { db: pool, blobs, publicUrl: options.publicUrl };
+      const body = await throughOutages(() => messageBody(source, delivery), signal);
+      return body ? JSON.stringify(body) : { result: "failed", error: "what this message is about no longer exists" };
     } catch (error) {
       if (faultOf(error) === "unavailable") throw error;
       logger.error({ err: error, delivery: delivery.id }, "a message could not be built");

@@ -4,6 +4,7 @@
  */
 import { DroverError, uuidv7 } from "@drover/protocol";
 import type { Queryable } from "@drover/storage";
+import { stopDeliveries } from "./disabling.ts";
 import { testType } from "./fan-out.ts";
 import { giveUpAfterMs } from "./schedule.ts";
 import { newWebhookSecret } from "./signature.ts";
@@ -15,7 +16,7 @@ export interface Endpoint {
   events: string[] | null;
   description: string;
   enabled: boolean;
-  /** Why it is disabled: `disabled by request`, or what the receiver answered. */
+  /** Why it is disabled: `disabled by request`, what the receiver answered, or that it answered no 2xx for days. */
   disabledReason: string | null;
   createdAt: Date;
 }
@@ -34,13 +35,6 @@ const columns = "id, url, events, description, enabled, disabled_reason, created
 /** How long an old secret signs beside the new one, seconds. */
 const defaultOverlapSeconds = 86_400;
 const disabledByRequest = "disabled by request";
-
-/** Ends what an endpoint that was just disabled (CTE `off`) is still owed. Rows are locked in the order of their ids, as everywhere. */
-const stopDeliveries = `
-  owed AS (
-    SELECT d.id FROM deliveries d JOIN off ON d.destination = off.id::text AND d.endpoint_id = off.id
-    WHERE d.status = 'pending' ORDER BY d.id FOR UPDATE OF d),
-  stopped AS (UPDATE deliveries d SET status = 'disabled', next_at = NULL FROM owed WHERE d.id = owed.id)`;
 
 function toEndpoint(row: EndpointRow): Endpoint {
   const { disabled_reason, created_at, ...same } = row;
@@ -100,7 +94,10 @@ export interface EndpointPatch {
   /** null: all. */
   events?: readonly string[] | null;
   description?: string;
-  /** false: its pending deliveries become `disabled`, and stay so when it is enabled again (redeliver them). */
+  /**
+   * false: its pending deliveries become `disabled`, and stay so when it is enabled again (redeliver them). true, as a new URL, also forgets
+   * that it failed.
+   */
   enabled?: boolean;
 }
 
@@ -119,6 +116,8 @@ export async function updateEndpoint(
          events = CASE WHEN $4 THEN $5::text[] ELSE events END,
          description = coalesce($6, description),
          enabled = coalesce($7, enabled),
+         failing_since = CASE WHEN $7 OR $3 <> url THEN NULL ELSE failing_since END,
+         failed_messages = CASE WHEN $7 OR $3 <> url THEN '{}' ELSE failed_messages END,
          disabled_reason = CASE coalesce($7, enabled) WHEN false THEN coalesce(disabled_reason, '${disabledByRequest}') END
        WHERE tenant = $1 AND id = $2 RETURNING ${columns}),
      off AS (SELECT id FROM changed WHERE NOT enabled),${stopDeliveries}
@@ -135,17 +134,6 @@ export async function updateEndpoint(
     ],
   );
   return rows[0] ? toEndpoint(rows[0]) : null;
-}
-
-/** After a 410: disables the endpoint and what it is owed, unless its URL was changed in the meantime. Harmless when repeated. */
-export async function disableGone(db: Queryable, endpoint: { tenant: string; id: string; url: string }): Promise<void> {
-  await db.query(
-    `WITH off AS (
-       UPDATE endpoints SET enabled = false, disabled_reason = 'answered 410: gone for good'
-       WHERE tenant = $1 AND id = $2 AND url = $3 AND enabled RETURNING id),${stopDeliveries}
-     SELECT FROM off`,
-    [endpoint.tenant, endpoint.id, endpoint.url],
-  );
 }
 
 /** Removes an endpoint with all its deliveries and their log. False when the tenant has none of that id. */

@@ -1,3 +1,4 @@
+export { type MessageBody, messageBody } from "./body.ts";
 export { type DeliveryConfig, deliveryConfig } from "./config.ts";
 export { createDelivery, type Delivery, type DeliveryMetrics, type DeliveryOptions } from "./delivery.ts";
 export {

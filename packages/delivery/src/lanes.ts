@@ -1,6 +1,7 @@
 /**
  * How many requests one process has under way, in all and to each destination. A destination whose last try failed gets one
- * request at a time until one succeeds: so a dead receiver holds one place for its 15 seconds, not eight.
+ * request at a time until one succeeds, and all that fail together get half of the places: so a dead receiver holds one place for its 15
+ * seconds, not eight, and however many are dead, the others go on.
  */
 
 /** What a claim may take. */
@@ -10,6 +11,9 @@ export interface Limits {
   perDestination: number;
   /** Destinations with less room than `perDestination`, 0 among them. */
   rooms: ReadonlyMap<string, number>;
+  /** Destinations that fail, and what may be taken of all of these together. */
+  failing: ReadonlySet<string>;
+  mostFailing: number;
 }
 
 /** Failing destinations remembered at most; the one that failed first is forgotten first. */
@@ -26,6 +30,7 @@ export class Lanes {
   /** Destinations that had no room in the last claim, or got all they had room for: more may be due. */
   #short = new Set<string>();
   #allShort = false;
+  #failingShort = false;
 
   constructor(most: number, perDestination: number) {
     this.#most = most;
@@ -40,7 +45,15 @@ export class Lanes {
       const limit = this.#failing.has(destination) ? 1 : this.#perDestination;
       rooms.set(destination, Math.max(0, limit - (this.#active.get(destination) ?? 0)));
     }
-    return { most: this.#most - this.#total, perDestination: this.#perDestination, rooms };
+    let failingActive = 0;
+    for (const destination of this.#failing) failingActive += this.#active.get(destination) ?? 0;
+    return {
+      most: this.#most - this.#total,
+      perDestination: this.#perDestination,
+      rooms,
+      failing: new Set(this.#failing),
+      mostFailing: Math.max(0, Math.ceil(this.#most / 2) - failingActive),
+    };
   }
 
   /** Takes a place for each delivery claimed within `limits`, given by its destination. */
@@ -48,6 +61,8 @@ export class Lanes {
     this.#asked = false;
     this.#short = new Set([...limits.rooms].filter(([, room]) => room === 0).map(([destination]) => destination));
     this.#allShort = destinations.length >= limits.most;
+    this.#failingShort =
+      destinations.filter((destination) => limits.failing.has(destination)).length >= limits.mostFailing;
     this.#total += destinations.length;
     for (const [destination, claimed] of Map.groupBy(destinations, (destination) => destination)) {
       this.#active.set(destination, (this.#active.get(destination) ?? 0) + claimed.length);
@@ -64,9 +79,10 @@ export class Lanes {
     const left = this.#active.get(destination)! - 1;
     if (left > 0) this.#active.set(destination, left);
     else this.#active.delete(destination);
+    const wasFailing = this.#failing.has(destination);
     if (failed === false) this.#failing.delete(destination);
     else if (failed) this.#fail(destination);
-    return this.#asked || this.#allShort || this.#short.has(destination);
+    return this.#asked || this.#allShort || this.#short.has(destination) || (wasFailing && this.#failingShort);
   }
 
   #fail(destination: string): void {

@@ -1,5 +1,6 @@
 /** What came of a try, written down once and only by the worker whose try is still the latest. */
 import { createBatcher, type Pool } from "@drover/storage";
+import { noteSuccess } from "./disabling.ts";
 
 /** `retry` becomes `failed` when the three days are over; `gone` (410) ends the delivery, `failed` does so without more tries. */
 type AttemptResult = "delivered" | "retry" | "gone" | "failed";
@@ -15,6 +16,8 @@ export interface Attempt {
   /** null when it was delivered. Never holds a secret, a path or what the receiver wrote. */
   error: string | null;
   durationMs: number;
+  /** An endpoint that was failing and has answered with a 2xx. */
+  recovered: string | null;
 }
 
 export type DeliveryStatus = "pending" | "delivered" | "failed" | "disabled";
@@ -37,6 +40,10 @@ export function createOutcomeWriter(
 }
 
 async function writeAll(pool: Pool, attempts: Attempt[]): Promise<(DeliveryStatus | null)[]> {
+  await noteSuccess(
+    pool,
+    attempts.flatMap((a) => a.recovered ?? []),
+  );
   const { rows } = await pool.query<{ id: string; status: DeliveryStatus }>(
     `WITH input AS (
        SELECT * FROM unnest($1::uuid[], $2::int[], $3::text[], $4::bigint[], $5::int[], $6::text[], $7::int[])

@@ -50,6 +50,7 @@ export async function send(
     deliveryId: delivery.id,
     attempt: delivery.attempt,
     pauseMs: pauseMs(delivery.failures, askedMs),
+    recovered: delivery.failing && answer.result === "delivered" ? delivery.endpointId : null,
     durationMs: Math.round(performance.now() - startedAt),
   };
 }
@@ -62,6 +63,7 @@ export function unsent(delivery: ClaimedDelivery, why: { result: "retry" | "fail
     attempt: delivery.attempt,
     pauseMs: pauseMs(delivery.failures, null),
     statusCode: null,
+    recovered: null,
     durationMs: 0,
   };
 }

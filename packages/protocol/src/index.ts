@@ -4,6 +4,7 @@ export * from "./batch.ts";
 export * from "./budget.ts";
 export * from "./config.ts";
 export * from "./errors.ts";
+export * from "./feed.ts";
 export * from "./fields.ts";
 export * from "./ids.ts";
 export * from "./json.ts";

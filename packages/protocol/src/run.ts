@@ -65,6 +65,9 @@ const summaryFields = {
   task_id: taskId,
   kind: z.enum(["query", "rollback"]).describe("`rollback`: it undoes what another run did"),
   of_run: taskId.optional().describe("of a rollback: the run it undoes"),
+  retry_of: taskId
+    .optional()
+    .describe("of a retry: the run it takes up again, with whose finished steps its log begins"),
   status: z.enum(runStatuses),
   waiting_for: z.string().optional().describe("what a waiting run waits for: `approval` or `budget`"),
   waiting_level: z
@@ -141,6 +144,8 @@ export type ExecutionAnswer = z.infer<typeof execution>;
 export const eventTypes = [
   "run.queued",
   "run.started",
+  "steps.copied",
+  "agent.changed",
   "action.called",
   "model.call",
   "model.partial",

@@ -11,7 +11,9 @@ export const plannedFields: Record<string, string> = {
 /** The ends of a query: what a callback that names no events gets. */
 const finalMessageTypes = ["query.completed", "query.partial", "query.failed", "query.cancelled"] as const;
 const queryMessageTypes = [...finalMessageTypes, "query.waiting"] as const;
-export const messageTypes = [...queryMessageTypes, "batch.completed"] as const;
+const batchMessageTypes = [...queryMessageTypes, "batch.completed"] as const;
+/** What an endpoint can subscribe to, and what the feed has. */
+export const messageTypes = [...batchMessageTypes, "endpoint.disabled"] as const;
 /** What a callback of a query or a batch gets when it names no events. */
 export const defaultMessageTypes = [...finalMessageTypes, "batch.completed"] as const;
 export type MessageType = (typeof messageTypes)[number];
@@ -144,7 +146,7 @@ export const submitBatchBody = z
       .max(maxBatchItems)
       .describe("strings, or bodies of `POST /query`"),
     ...settings,
-    events: eventsOf(messageTypes)
+    events: eventsOf(batchMessageTypes)
       .optional()
       .describe("what the callback hears of (default: every item's end, and `batch.completed`)"),
   })
@@ -156,6 +158,13 @@ export const submitBatchBody = z
     ],
   });
 export type SubmitBatchBody = z.infer<typeof submitBatchBody>;
+
+export const retryBody = submitBody
+  .pick({ limits: true, max_iterations: true, max_cost_usd: true, model: true })
+  .describe("What is to be different from the query that is retried; `limits` as a whole.")
+  .meta({ id: "Retry", examples: [{ max_iterations: 20 }] })
+  .nullish();
+export type RetryBody = z.infer<typeof retryBody>;
 
 const taskId = wireId("run");
 

@@ -141,7 +141,8 @@ export async function decideApproval(
     await appendLocked(tx, runId, { type: "approval.decided", data });
     const about = { approval_id, hash, ...(toolName !== null && { tool_name: toolName }) };
     await recordAudit(tx, [{ tenant, runId, ...decisionEntry(about, decision) }]);
-    const [resumed] = await resumeRuns(tx, [runId]);
+    // One that stands at a cap goes on when that is raised.
+    const [resumed] = run.waitingFor === "approval" ? await resumeRuns(tx, [runId]) : [];
     return { runId, resumed: resumed ?? null };
   });
 }
@@ -166,9 +167,13 @@ export async function findExpired(db: Queryable, most: number): Promise<Approval
 }
 
 /** The tenant's run, locked until the transaction ends. */
-export async function lockRun(tx: Transaction, tenant: string, runId: string): Promise<{ status: Status } | null> {
-  const { rows } = await tx.query<{ status: Status }>(
-    "SELECT status FROM runs WHERE tenant = $1 AND id = $2 FOR UPDATE",
+export async function lockRun(
+  tx: Transaction,
+  tenant: string,
+  runId: string,
+): Promise<{ status: Status; waitingFor: string | null } | null> {
+  const { rows } = await tx.query<{ status: Status; waitingFor: string | null }>(
+    'SELECT status, waiting_for AS "waitingFor" FROM runs WHERE tenant = $1 AND id = $2 FOR UPDATE',
     [tenant, runId],
   );
   return rows[0] ?? null;

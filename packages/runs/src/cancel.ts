@@ -16,10 +16,14 @@ export async function cancelRun(
 
 const chunk = 1000;
 
-/** Cancels every open run of a batch. False: the tenant has no batch of that id. A crash in between leaves the flag, and the call can be repeated. */
+/**
+ * Cancels every open run of a batch; one that is over stays as it is. False: the tenant has no batch of that id. A crash in between leaves the
+ * flag, and the call can be repeated.
+ */
 export async function cancelBatch(pool: Pool, tenant: string, batchId: string, actor: string): Promise<boolean> {
   const { rowCount } = await pool.query(
-    "UPDATE batches SET cancel_requested_at = coalesce(cancel_requested_at, now()) WHERE tenant = $1 AND id = $2",
+    `UPDATE batches SET cancel_requested_at = CASE status WHEN 'running' THEN coalesce(cancel_requested_at, now()) ELSE cancel_requested_at END
+     WHERE tenant = $1 AND id = $2`,
     [tenant, batchId],
   );
   if (rowCount === 0) return false;

@@ -29,7 +29,7 @@ import {
 } from "@drover/harness";
 import { uuidv7 } from "@drover/protocol";
 import type { Signals } from "@drover/queue";
-import { type Blobs, createBatcher, faultOf, type Pool, throughOutages } from "@drover/storage";
+import { type Blobs, createBatcher, faultOf, type Pool, storableText, throughOutages } from "@drover/storage";
 import type { Logger } from "@drover/telemetry";
 import type { BudgetOf } from "./budget.ts";
 import type { Liveness } from "./liveness.ts";
@@ -50,6 +50,8 @@ export interface AgentSource {
   agent(name: string): AgentDefinition | undefined;
   model(id: string | undefined): Parameters<typeof runLoop>[0]["model"];
   tools: ToolRegistry;
+  /** Of the agents' definitions, by name: see `ToolRegistry.hashOf`. Without them nobody notices that one has changed. */
+  hashes?: Record<string, string>;
   /** Of the whole configuration; an agent may have more. */
   policies: readonly Policy[];
 }
@@ -60,8 +62,14 @@ export interface RunObserver {
   logged?(run: ClaimedRun, event: NewEvent): void;
   /** `left` is null when the ownership was lost and the outcome dropped. */
   left?(run: ClaimedRun, left: Left | null, ownedMs: number): void;
+  /** A call answered after it was given up, and its answer was dropped. */
+  late?(what: "tool" | "model"): void;
   /** A run that the rescuer ended. */
   ended?(left: Left): void;
+  /** Another worker was declared dead here. */
+  condemned?(cause: "crashed" | "silent"): void;
+  /** So many runs of dead workers were taken over here. */
+  rescued?(runs: number): void;
 }
 
 export interface ExecutorOptions {
@@ -72,7 +80,7 @@ export interface ExecutorOptions {
   append: RunLogWriter;
   budgets: BudgetOf;
   agents: AgentSource;
-  liveness: Pick<Liveness, "workerId" | "whenFresh">;
+  liveness: Pick<Liveness, "workerId" | "whenFresh" | "entering">;
   /** Folder of the runs' workspaces. */
   workspaces: string;
   partialEveryMs: number;
@@ -142,9 +150,9 @@ export class Executor {
 
   /**
    * Carries a claimed run as far as it gets. Resolves with what became of it; null when the ownership was lost, or when the same
-   * ownership is being carried here already (a claim read back after its answer was lost).
+   * ownership is being carried here already (a claim read back after its answer was lost). `onStep`: a step of it is finished.
    */
-  async execute(run: ClaimedRun): Promise<Left | null> {
+  async execute(run: ClaimedRun, onStep?: () => void): Promise<Left | null> {
     const other = this.#owned.get(run.id);
     if (other && other.run.epoch >= run.epoch) return null;
     other?.control.stop("lost");
@@ -161,7 +169,7 @@ export class Executor {
     observer?.claimed?.(run);
     let left: Left | null = null;
     try {
-      left = await this.#carry(run, control);
+      left = await this.#carry(run, control, onStep);
     } catch (error) {
       control.stop("lost");
       if (!(error instanceof LostOwnershipError)) {
@@ -233,12 +241,15 @@ export class Executor {
     });
   }
 
-  async #carry(run: ClaimedRun, control: RunControl): Promise<Left | null> {
-    const state = fold(await this.#load(run));
+  async #carry(run: ClaimedRun, control: RunControl, onStep?: () => void): Promise<Left | null> {
+    const log = await this.#load(run);
+    // Told of a cancel before the claim's answer was here, nobody knew whose it was.
+    if (log.some(({ type }) => type === "run.cancel_requested")) control.stop("cancelled");
+    const state = fold(log);
     const stepsBefore = state.steps;
     let outcome: LoopOutcome;
     try {
-      outcome = await this.#turns(run, state, control);
+      outcome = await this.#turns(run, state, control, onStep);
     } catch (error) {
       // Postgres went away while this process was stopping: the run is not to blame.
       if (error instanceof LostOwnershipError || faultOf(error) === "unavailable") throw error;
@@ -278,8 +289,9 @@ export class Executor {
     });
   }
 
-  async #turns(run: ClaimedRun, state: RunState, control: RunControl): Promise<LoopOutcome> {
-    const { agents, append, budgets, signals, liveness, observer, workspaces, partialEveryMs } = this.#options;
+  async #turns(run: ClaimedRun, state: RunState, control: RunControl, onStep?: () => void): Promise<LoopOutcome> {
+    const { agents, append, budgets, signals, liveness, observer, workspaces, partialEveryMs, blobs, signal } =
+      this.#options;
     const agent = agents.agent(run.agent);
     if (!agent)
       return early(
@@ -287,6 +299,8 @@ export class Executor {
         "invalid_input",
         `This worker has no agent "${run.agent}"; is its configuration older than the API's?`,
       );
+    const changed = run.ofRun === null && (await this.#definitionChanged(run, agent, state));
+    if (changed) return changed;
     let way: Way;
     try {
       way = run.ofRun === null ? this.#queryWay(run, agent, state) : await this.#rollbackWay(run, run.ofRun, state);
@@ -320,10 +334,29 @@ export class Executor {
         if (cancelRequested) control.stop("cancelled");
         signals.news(run.id);
         observer?.logged?.(run, event);
+        if (event.type === "model.call" || event.type === "tool.result") onStep?.();
       },
       assertOwned: () => liveness.whenFresh(control.signal),
+      entering: (tool) => liveness.entering(run.id, tool),
+      artifacts: { put: (text) => throughOutages(() => blobs.put(run.tenant, storableText(text)), signal) },
+      onLate: (what) => observer?.late?.("tool" in what ? "tool" : "model"),
       onText: (text) => signals.delta(run.id, run.epoch, text),
     });
+  }
+
+  /** What a new definition of the agent makes of a run that was started under another one; undefined: it goes on. */
+  async #definitionChanged(run: ClaimedRun, agent: AgentDefinition, state: RunState): Promise<LoopOutcome | undefined> {
+    const [from, to] = state.agentHashes;
+    if (from === undefined || to === undefined || from === to) return;
+    if (agent.onChange === "strict")
+      return early(
+        state,
+        "agent_changed",
+        `The definition of the agent "${run.agent}" has changed since the run began.`,
+      );
+    const event: NewEvent = { type: "agent.changed", data: { from, to } };
+    await this.#options.append({ runId: run.id, epoch: run.epoch, tenant: run.tenant, event });
+    return;
   }
 
   #queryWay(run: ClaimedRun, agent: AgentDefinition, state: RunState): Way {

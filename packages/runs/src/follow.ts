@@ -75,7 +75,7 @@ export async function waitForRun(
 }
 
 /** A bell that remembers a ring nobody was waiting for. */
-class Bell {
+export class Bell {
   #rung = false;
   readonly #target = new EventTarget();
   readonly #signal: AbortSignal;

@@ -9,12 +9,12 @@ export {
 export { type AuditConfig, auditConfig, signingOf } from "./audit/config.ts";
 export { recordAudit, type TenantEntry } from "./audit/entries.ts";
 export { type AuditFilter, listAuditTenants, readAudit, readCheckpoints, readTrail } from "./audit/read.ts";
-export { type Sequencer, startSequencer } from "./audit/sequencer.ts";
 export { type VerifiedTrail, verifyAudit } from "./audit/verify.ts";
 export { type CapChange, readBudget, setBudget, type TenantBudget } from "./budget.ts";
 export { cancelBatch, cancelRun } from "./cancel.ts";
 export { type RunsConfig, runsConfig } from "./config.ts";
 export type { AgentSource, RunObserver } from "./executor.ts";
+export { type FeedMessage, lastFeedSeq, readFeed, waitForFeed } from "./feed.ts";
 export { type FollowOptions, followLog, waitForRun } from "./follow.ts";
 export { type LinkedApproval, type LinksConfig, linkMaker, linksConfig, readLinked } from "./links.ts";
 export { type LogPage, LostOwnershipError, logVersion, readLog, readLogs } from "./log.ts";
@@ -33,7 +33,9 @@ export {
   readProgress,
   readRun,
 } from "./read.ts";
+export { type Retried, type Retry, retryRun } from "./retry.ts";
 export { type RollbackAnswer, rollBack } from "./rollback.ts";
+export { type Sequencer, startSequencer } from "./sequencer.ts";
 export { finalStatuses, isFinal, type Status, statuses } from "./state.ts";
 export {
   type Accepted,

@@ -5,16 +5,29 @@
 import { EventEmitter, once } from "node:events";
 import { hostname } from "node:os";
 import { Worker } from "node:worker_threads";
+import type { Pool } from "@drover/storage";
 import type { Logger } from "@drover/telemetry";
+import { LivenessMemory } from "./liveness-shared.ts";
+import { workersLock } from "./worker-lock.ts";
 
 export interface ThreadData {
   url: string;
   leaseMs: number;
+  /** The process is ended when its main loop has not come round for so long; undefined: never. */
+  watchdogMs: number | undefined;
   slots: number;
   host: string;
   pid: number;
-  /** One BigInt64: `process.hrtime.bigint()` when the last confirmed heartbeat was sent. */
-  confirmed: SharedArrayBuffer;
+  /** See `LivenessMemory`. */
+  memory: SharedArrayBuffer;
+}
+
+/** A worker that was declared dead here. `crashed`: its lock is gone; `silent`: it has not been heard of for a lease. */
+export interface Death {
+  id: string;
+  host: string;
+  pid: number;
+  cause: "crashed" | "silent";
 }
 
 export type ToThread = "stop";
@@ -24,12 +37,19 @@ export type FromThread =
   | { type: "beat"; sentAt: bigint; owned: string[]; cancelled: string[] }
   | { type: "cancel"; runIds: string[] }
   | { type: "dead"; id: string }
-  | { type: "down"; reason: string };
+  | { type: "deaths"; deaths: Death[] }
+  | { type: "down"; reason: string }
+  /** This connection string will never do. */
+  | { type: "unusable"; reason: string };
 
 export interface LivenessOptions {
-  /** A direct connection: LISTEN does not pass a transaction pooler. */
+  /** A direct connection: LISTEN and locks do not pass a transaction pooler. */
   directUrl: string;
+  /** Where runs are claimed: the worker must see its own lock from there. */
+  pool: Pool;
   leaseMs: number;
+  /** End the process when its main loop is stuck for half a lease, at most 5 s; not for a process that is somebody else's too. */
+  watchdog: boolean;
   slots: number;
   logger: Logger;
   onBeat(sentAt: bigint, owned: Set<string>): void;
@@ -38,6 +58,8 @@ export interface LivenessOptions {
   onHealth(healthy: boolean): void;
   /** This worker was declared dead: nothing it held is its own any more. */
   onDead(): void;
+  /** Others were: their runs are free. */
+  onDeaths(deaths: Death[]): void;
 }
 
 export interface Liveness {
@@ -45,26 +67,37 @@ export interface Liveness {
   readonly workerId: string;
   readonly healthy: boolean;
   /**
-   * Resolves once the last confirmed heartbeat is younger than half the lease: at once, as a rule. Later, somebody may be taking
-   * over already; the wait ends with the next heartbeat, or with `signal`, which aborts when the run is lost.
+   * Resolves once the liveness connection is up and the last confirmed heartbeat younger than half the lease: at once, as a rule. Later,
+   * somebody may be taking over already; the wait ends with the next heartbeat, or with `signal`, which aborts when the run is lost.
    */
   whenFresh(signal: AbortSignal): Promise<void>;
+  /** A tool's code is about to run; call what it returns when the call is over. Should the loop be stuck, the one entered last is to blame. */
+  entering(runId: string, tool: string): () => void;
   /** Removes the worker's row and ends the thread. */
   close(): Promise<void>;
 }
 
-/** Starts the thread; resolves when the worker is registered. Rejects when that takes longer than 30 s. */
+/** The watchdog's limit is shorter than the lease: the process ends before anybody takes it for dead. */
+const watchdogOf = (leaseMs: number): number => Math.min(5000, leaseMs / 2);
+
+/**
+ * Starts the thread; resolves when the worker is registered and sees its own lock. Rejects when that takes longer than 30 s, and when locks
+ * cannot be seen.
+ */
 export async function startLiveness(options: LivenessOptions): Promise<Liveness> {
-  const confirmed = new SharedArrayBuffer(8);
-  const view = new BigInt64Array(confirmed);
+  const memory = new LivenessMemory();
+  const watchdogMs = options.watchdog ? watchdogOf(options.leaseMs) : undefined;
   const data: ThreadData = {
     url: options.directUrl,
     leaseMs: options.leaseMs,
+    watchdogMs,
     slots: options.slots,
     host: hostname(),
     pid: process.pid,
-    confirmed,
+    memory: memory.buffer,
   };
+  memory.beatPulse();
+  const pulse = watchdogMs === undefined ? undefined : setInterval(() => memory.beatPulse(), watchdogMs / 20).unref();
   const thread = new Worker(new URL("./liveness-thread.ts", import.meta.url), { workerData: data });
   const halfLease = BigInt(Math.round(options.leaseMs * 1e6)) / 2n;
   const beats = new EventEmitter().setMaxListeners(0);
@@ -104,9 +137,17 @@ export async function startLiveness(options: LivenessOptions): Promise<Liveness>
         options.logger.warn({ worker: message.id }, "declared dead while away; starting anew");
         options.onDead();
         break;
+      case "deaths":
+        for (const { pid, ...death } of message.deaths)
+          options.logger.warn({ ...death, workerPid: pid }, "worker declared dead");
+        options.onDeaths(message.deaths);
+        break;
       case "down":
         options.logger.warn({ reason: message.reason }, "liveness connection lost");
         setHealth(false);
+        break;
+      case "unusable":
+        registered.reject(new Error(message.reason));
         break;
     }
   });
@@ -125,8 +166,11 @@ export async function startLiveness(options: LivenessOptions): Promise<Liveness>
 
   try {
     await registered.promise;
+    await requireOwnLock(options.pool, workerId);
   } catch (error) {
     stopped = true;
+    clearTimeout(timer);
+    clearInterval(pulse);
     await thread.terminate();
     throw error;
   }
@@ -138,15 +182,29 @@ export async function startLiveness(options: LivenessOptions): Promise<Liveness>
       return healthy;
     },
     async whenFresh(signal) {
-      while (!signal.aborted && process.hrtime.bigint() - Atomics.load(view, 0) > halfLease)
+      while (!signal.aborted && (!healthy || process.hrtime.bigint() - memory.confirmed > halfLease))
         await once(beats, "beat", { signal }).catch(() => {});
     },
+    entering: (runId, tool) => memory.enter(runId, tool),
     async close() {
       stopped = true;
       thread.postMessage("stop" satisfies ToThread);
       const giveUp = setTimeout(() => void thread.terminate(), 2000);
       await ended.promise;
       clearTimeout(giveUp);
+      clearInterval(pulse);
     },
   };
+}
+
+/** Where the others look for this worker's lock, it must be found. */
+async function requireOwnLock(pool: Pool, workerId: string): Promise<void> {
+  const { rowCount } = await pool.query(
+    `SELECT FROM workers w WHERE w.id = $1 AND EXISTS (SELECT FROM ${workersLock("l")} AND l.objid::bigint = w.lock_id)`,
+    [workerId],
+  );
+  if (rowCount === 0)
+    throw new Error(
+      "this worker cannot see its own liveness lock over DATABASE_URL: DATABASE_DIRECT_URL must lead to the same database on the same server, as a role whose locks can be seen",
+    );
 }

@@ -5,7 +5,7 @@
  */
 import type { FinalData } from "@drover/harness";
 import { uuidv7 } from "@drover/protocol";
-import { type Pool, type Queryable, transaction } from "@drover/storage";
+import { type Pool, type Queryable, type Transaction, transaction } from "@drover/storage";
 import { isCapped } from "./budget-sql.ts";
 import { logVersion, waitForWriters } from "./log.ts";
 import type { Status } from "./state.ts";
@@ -118,6 +118,8 @@ export interface ClaimedRun {
   kind: "query" | "rollback";
   ofRun: string | null;
   sessionId: string | null;
+  /** Owners lost in a row; from `suspectCrashes` on it is claimed as the only such run of a worker. */
+  crashes: number;
   /** Its tenant or session has a cap of money. */
   capped: boolean;
   /** The database's clock at the claim, ms since 1970. */
@@ -144,13 +146,14 @@ interface ClaimRow {
   kind: "query" | "rollback";
   of_run: string | null;
   session_id: string | null;
+  crashes: number;
   capped: boolean;
   claimed_at_ms: number;
   waited: number;
   age: number;
 }
 
-const claimColumns = `r.id, r.tenant, r.agent, r.epoch, r.attempt, r.priority, r.tag, r.wake, r.last_seq, r.kind, r.of_run, r.session_id,
+const claimColumns = `r.id, r.tenant, r.agent, r.epoch, r.attempt, r.priority, r.tag, r.wake, r.last_seq, r.kind, r.of_run, r.session_id, r.crashes,
   ${isCapped} AS capped, (extract(epoch FROM r.claimed_at) * 1000)::float8 AS claimed_at_ms,
   (extract(epoch FROM r.soft_at - r.claimed_at) * 1000)::float8 AS soft_in,
   (extract(epoch FROM r.hard_at - r.claimed_at) * 1000)::float8 AS hard_in,
@@ -165,40 +168,69 @@ const claimSet = `status = 'running', worker = me.id, epoch = r.epoch + 1, claim
 
 const claimGuard = `r.status = 'queued' AND r.available_at <= now() AND r.cancel_requested_at IS NULL AND r.log_version <= ${logVersion}`;
 
-const liveWorker = `SELECT id FROM workers WHERE id = $1 AND heartbeat_at > clock_timestamp() - lease_ms * interval '1 ms'`;
+const liveWorker = `SELECT id FROM workers WHERE id = $1 AND dead_at IS NULL AND heartbeat_at > clock_timestamp() - lease_ms * interval '1 ms'`;
 
 const logClaim = `INSERT INTO run_events (run_id, seq, type, data, event_id)
-  SELECT id, last_seq, 'run.started', json_build_object('epoch', epoch, 'attempt', attempt, 'worker', $1::uuid), gen_random_uuid() FROM claimed r`;
+  SELECT id, last_seq, 'run.started', json_strip_nulls(json_build_object('epoch', epoch, 'attempt', attempt, 'worker', $1::uuid,
+    'agent_hash', $3::jsonb ->> agent)), gen_random_uuid() FROM claimed r`;
+
+export interface ClaimOptions {
+  /** May it take a run that is suspected of killing workers (default yes)? The worker must hold no other, and gets one at most. */
+  takesSuspect?: boolean;
+  /** Hashes of the agents' definitions as this worker has them, by name. */
+  agentHashes?: Record<string, string>;
+}
+
+/** A run whose owner was lost so often in a row, unexplained or by its own fault, is suspected: see `ClaimOptions`. */
+export const suspectCrashes = 2;
+/** So many end it. */
+export const mostCrashes = 3;
+/** A suspect is not claimed before, ms. */
+const suspectBackoffMs = 2000;
 
 /**
  * queued -> running for those of `ids` that are due; the claimer's live row is required in the same statement. What is missing
- * from the answer was somebody else's, not due, cancelled, or final: nothing to do.
+ * from the answer was somebody else's, not due, cancelled, suspected, or final: nothing to do.
  */
-export async function claimRuns(db: Queryable, worker: string, ids: string[]): Promise<ClaimedRun[]> {
+export async function claimRuns(
+  db: Queryable,
+  worker: string,
+  ids: string[],
+  { takesSuspect = true, agentHashes = {} }: ClaimOptions = {},
+): Promise<ClaimedRun[]> {
   const { rows } = await db.query<ClaimRow>(
     `WITH me AS (${liveWorker}),
      claimed AS (
-       UPDATE runs r SET ${claimSet} FROM me, unnest($2::uuid[]) AS i(id) WHERE r.id = i.id AND ${claimGuard}
+       UPDATE runs r SET ${claimSet} FROM me, unnest($2::uuid[]) AS i(id)
+       WHERE r.id = i.id AND ${claimGuard} AND (r.crashes < ${suspectCrashes} OR ($4 AND NOT EXISTS (
+         SELECT FROM runs s WHERE s.id = ANY($2::uuid[]) AND s.id < r.id AND s.crashes >= ${suspectCrashes} AND s.status = 'queued')))
        RETURNING ${claimColumns}),
      logged AS (${logClaim})
      SELECT * FROM claimed`,
-    [worker, ids],
+    [worker, ids, JSON.stringify(agentHashes), takesSuspect],
   );
   return rows.map(claimedRun);
 }
 
 /** queued -> running for the runs next in order that have been due for `overdueMs`: what an idle worker does without BullMQ. */
-export async function claimNext(db: Queryable, worker: string, most: number, overdueMs: number): Promise<ClaimedRun[]> {
+export async function claimNext(
+  db: Queryable,
+  worker: string,
+  most: number,
+  overdueMs: number,
+  { takesSuspect = true, agentHashes = {} }: ClaimOptions = {},
+): Promise<ClaimedRun[]> {
+  const next = (crashes: string, limit: string) => `(SELECT r.id FROM runs r
+       WHERE ${claimGuard} AND r.woken AND r.available_at <= now() - $5 * interval '1 ms' AND r.crashes ${crashes}
+       ORDER BY r.priority DESC, r.tag, r.id LIMIT ${limit} FOR UPDATE SKIP LOCKED)`;
   const { rows } = await db.query<ClaimRow>(
     `WITH me AS (${liveWorker}),
-     next AS (
-       SELECT r.id FROM runs r WHERE ${claimGuard} AND r.woken AND r.available_at <= now() - $3 * interval '1 ms'
-       ORDER BY r.priority DESC, r.tag, r.id LIMIT $2 FOR UPDATE SKIP LOCKED),
+     next AS (SELECT * FROM ${next(`>= ${suspectCrashes} AND $4`, "1")} s UNION ALL SELECT * FROM ${next(`< ${suspectCrashes}`, "$2")} n LIMIT $2),
      claimed AS (
        UPDATE runs r SET ${claimSet} FROM me, next WHERE r.id = next.id RETURNING ${claimColumns}),
      logged AS (${logClaim})
      SELECT * FROM claimed ORDER BY priority DESC, tag, id`,
-    [worker, most, overdueMs],
+    [worker, most, JSON.stringify(agentHashes), takesSuspect, overdueMs],
   );
   return rows.map(claimedRun);
 }
@@ -247,6 +279,8 @@ export interface Leaving {
   attempt: number | null;
   /** What it did is to be undone, should it end as `failed` or `partial`. */
   rollback?: boolean;
+  /** The log must still end there: nobody has written since it was read. */
+  lastSeq?: number;
 }
 
 /** What became of a run that was let go of. */
@@ -314,8 +348,8 @@ export async function leaveRuns(db: Queryable, ops: Leaving[], from: "owned" | "
   const { rows } = await db.query<LeftRow>(
     `WITH input AS (
        SELECT * FROM unnest($1::uuid[], $2::int[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
-         $9::bigint[], $10::int[], $11::uuid[], $12::boolean[])
-       AS i(id, epoch, event_id, status, stop_reason, type, data, cancelled_data, delay_ms, attempt, message_id, rollback)),
+         $9::bigint[], $10::int[], $11::uuid[], $12::boolean[], $13::int[])
+       AS i(id, epoch, event_id, status, stop_reason, type, data, cancelled_data, delay_ms, attempt, message_id, rollback, last_seq)),
      moved AS (
        UPDATE runs r SET
          status = ${leavingStatus},
@@ -331,7 +365,7 @@ export async function leaveRuns(db: Queryable, ops: Leaving[], from: "owned" | "
          attempt = coalesce(i.attempt, r.attempt),
          active_ms = r.active_ms + CASE WHEN r.status = 'running' THEN (extract(epoch FROM now() - r.claimed_at) * 1000)::bigint ELSE 0 END,
          last_seq = r.last_seq + 1
-       FROM input i WHERE r.id = i.id AND r.epoch = i.epoch AND ${guard}
+       FROM input i WHERE r.id = i.id AND r.epoch = i.epoch AND r.last_seq = coalesce(i.last_seq, r.last_seq) AND ${guard}
        RETURNING r.id, r.agent, r.tenant, r.status, r.stop_reason, r.last_seq, r.batch_id, r.priority, r.tag, r.wake, r.woken, r.rollback,
                  r.status = 'cancelled' AND i.status <> 'cancelled' AS overruled,
                  i.type, i.data, i.cancelled_data, i.event_id, i.message_id),
@@ -357,6 +391,7 @@ export async function leaveRuns(db: Queryable, ops: Leaving[], from: "owned" | "
       ops.map((op) => op.attempt),
       ops.map(() => uuidv7()),
       ops.map((op) => op.rollback ?? false),
+      ops.map((op) => op.lastSeq ?? null),
     ],
   );
   return rows.map(left);
@@ -580,30 +615,94 @@ export async function cancelRuns(db: Queryable, tenant: string, ids: string[], a
   return rows.map((row) => ({ runId: row.id, status: row.status, cancelRequested: row.cancel, batchId: row.batch_id }));
 }
 
+/** The run `r` has no living owner; `w` is the row of its worker, if there is one. */
+const orphaned = "(w.id IS NULL OR w.dead_at IS NOT NULL)";
+
 /**
- * running -> queued for runs whose worker has no row: it was declared dead. Cancelled and overdue ones are left to
- * `findOverdue`, which ends them with what they had.
+ * Whether the death of `w` counts against the run `r`. A culprit who is known is the only one; a worker that fell silent, or left runs behind
+ * in good order, has not crashed.
+ */
+const isCrash = "coalesce(w.cause = 'crashed' OR (w.cause = 'blocked' AND coalesce(w.culprit = r.id, true)), false)";
+
+/**
+ * running -> queued for runs whose worker has no live row: it was declared dead, or ended. Cancelled and overdue ones, and those that have
+ * lost their last owner, are left to `findOverdue`, which ends them with what they had.
  */
 export async function takeOver(db: Queryable, most: number): Promise<Left[]> {
   const { rows } = await db.query<LeftRow>(
     `WITH lost AS (
-       SELECT r.id, r.worker FROM runs r
-       WHERE r.status = 'running' AND r.cancel_requested_at IS NULL AND r.hard_at > now()
-         AND NOT EXISTS (SELECT FROM workers w WHERE w.id = r.worker)
-       ORDER BY r.id LIMIT $1 FOR UPDATE SKIP LOCKED),
+       SELECT r.id, r.worker, w.cause, (${isCrash})::int AS crash, w.heartbeat_at + w.lease_ms * interval '1 ms' AS quiet_at,
+              CASE WHEN w.culprit = r.id THEN w.culprit_tool END AS tool
+       FROM runs r LEFT JOIN workers w ON w.id = r.worker
+       WHERE r.status = 'running' AND r.cancel_requested_at IS NULL AND r.hard_at > now() AND ${orphaned}
+         AND r.crashes + (${isCrash})::int < ${mostCrashes}
+       ORDER BY r.id LIMIT $1 FOR UPDATE OF r SKIP LOCKED),
+     judged AS (
+       SELECT lost.*, crash = 1 AND r.crashes + crash >= ${suspectCrashes} AS suspect FROM lost JOIN runs r USING (id)),
      moved AS (
-       UPDATE runs r SET status = 'queued', worker = NULL, available_at = now(), woken = true, wake = r.wake + 1,
-         crashes = r.crashes + 1, active_ms = r.active_ms + (extract(epoch FROM now() - r.claimed_at) * 1000)::bigint,
-         last_seq = r.last_seq + 1
-       FROM lost WHERE r.id = lost.id
-       RETURNING r.id, r.agent, r.status, r.stop_reason, r.last_seq, r.batch_id, r.priority, r.tag, r.wake, r.woken, r.rollback, lost.worker AS lost_worker),
+       UPDATE runs r SET status = 'queued', worker = NULL, woken = NOT suspect, wake = r.wake + (NOT suspect)::int,
+         available_at = now() + CASE WHEN suspect THEN ${suspectBackoffMs} ELSE 0 END * interval '1 ms',
+         crashes = r.crashes + lost.crash, lost_worker = CASE WHEN lost.crash = 1 THEN lost.worker END,
+         active_ms = r.active_ms + (extract(epoch FROM now() - r.claimed_at) * 1000)::bigint, last_seq = r.last_seq + 1
+       FROM judged lost WHERE r.id = lost.id
+       RETURNING r.id, r.agent, r.status, r.stop_reason, r.last_seq, r.batch_id, r.priority, r.tag, r.wake, r.woken, r.rollback,
+                 r.crashes, lost.worker AS lost_worker, lost.cause, lost.quiet_at, lost.tool),
      logged AS (
        INSERT INTO run_events (run_id, seq, type, data, event_id)
-       SELECT id, last_seq, 'run.rescued', json_build_object('worker', lost_worker), gen_random_uuid() FROM moved)
+       SELECT id, last_seq, 'run.rescued', json_strip_nulls(json_build_object('worker', lost_worker, 'cause', cause, 'crashes', nullif(crashes, 0),
+         'tool_name', tool, 'quiet_at', to_char(quiet_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'))), gen_random_uuid()
+       FROM moved)
      SELECT ${leftColumns} FROM moved`,
     [most],
   );
   return rows.map(left);
+}
+
+/** A run that somebody must end, since nobody else will. */
+export interface Overdue {
+  id: string;
+  tenant: string;
+  agent: string;
+  kind: "query" | "rollback";
+  epoch: number;
+  lastSeq: number;
+  batchId: string | null;
+  cause: "cancelled" | "deadline" | "time_limit" | "crash_loop";
+  /** The tool in which its last worker was stuck, where it was this run's. */
+  culpritTool: string | null;
+}
+
+/**
+ * Runs past their hard limit or an unheeded cancel by `graceMs`, at once when they have no owner; queued or waiting past their deadline; and
+ * those that have lost their last owner.
+ */
+export async function findOverdue(db: Queryable, graceMs: number, most: number): Promise<Overdue[]> {
+  const { rows } = await db.query<
+    Omit<Overdue, "batchId" | "culpritTool" | "lastSeq"> & {
+      batch_id: string | null;
+      tool: string | null;
+      last_seq: number;
+    }
+  >(
+    `SELECT r.id, r.tenant, r.agent, r.kind, r.epoch, r.last_seq, r.batch_id, CASE WHEN w.culprit = r.id THEN w.culprit_tool END AS tool,
+            CASE WHEN r.cancel_requested_at IS NOT NULL THEN 'cancelled'
+                 WHEN r.deadline <= now() THEN 'deadline'
+                 WHEN r.hard_at <= now() THEN 'time_limit' ELSE 'crash_loop' END AS cause
+     FROM runs r LEFT JOIN workers w ON w.id = r.worker
+     WHERE r.status = 'running' AND (
+       least(r.hard_at, r.deadline, r.cancel_requested_at) < now() - CASE WHEN ${orphaned} THEN 0 ELSE $1 END * interval '1 ms'
+       OR (${orphaned} AND r.crashes + (${isCrash})::int >= ${mostCrashes}))
+     UNION ALL
+     SELECT id, tenant, agent, kind, epoch, last_seq, batch_id, NULL, 'deadline' FROM runs WHERE status IN ('queued', 'waiting') AND deadline < now()
+     ORDER BY id LIMIT $2`,
+    [graceMs, most],
+  );
+  return rows.map(({ batch_id, tool, last_seq, ...run }) => ({
+    ...run,
+    lastSeq: last_seq,
+    batchId: batch_id,
+    culpritTool: tool,
+  }));
 }
 
 /** queued and not yet woken -> queued and woken: delays and back-offs whose time has come. Raises `wake`, which names the job. */
@@ -648,4 +747,56 @@ export async function closeBatches(db: Queryable, ids: string[] | "all"): Promis
     [ids === "all" ? null : ids],
   );
   return rows.map((row) => row.id);
+}
+
+export interface NewRetry {
+  id: string;
+  tenant: string;
+  retryOf: string;
+  tag: number;
+  softMs: number;
+  hardMs: number;
+  deadline: string | null;
+  submittedBy: string;
+  /** Encoded data of `run.queued`. */
+  data: string;
+  /** Which events of the other run's log stand in its own, by their seq; and the encoded data of `steps.copied` after them. */
+  seqs: number[];
+  copied: string;
+}
+
+/** nothing -> queued for a run that takes up another one: what that one had finished is copied as it is stored. The caller holds that one's lock. */
+export async function insertRetry(tx: Transaction, retry: NewRetry): Promise<Left> {
+  const { rows } = await tx.query<LeftRow>(
+    `WITH made AS (
+       INSERT INTO runs (id, tenant, agent, user_id, session_id, retry_of, priority, tag, woken, available_at, soft_ms, hard_ms, deadline,
+                         callback_url, callback_events, metadata, log_version, submitted_by, last_seq)
+       SELECT $1, tenant, agent, user_id, session_id, id, priority, $4, true, now(), $5, $6, $7, callback_url, callback_events, metadata,
+              ${logVersion}, $8, CASE cardinality($10::int[]) WHEN 0 THEN 1 ELSE cardinality($10::int[]) + 2 END
+       FROM runs WHERE tenant = $2 AND id = $3
+       RETURNING *),
+     logged AS (
+       INSERT INTO run_events (run_id, seq, type, data, event_id)
+       SELECT id, 1, 'run.queued', $9::json, gen_random_uuid() FROM made
+       UNION ALL
+       SELECT m.id, c.place + 1, e.type, e.data, gen_random_uuid()
+       FROM made m, unnest($10::int[]) WITH ORDINALITY AS c(seq, place) JOIN run_events e ON e.run_id = $3 AND e.seq = c.seq
+       UNION ALL
+       SELECT id, last_seq, 'steps.copied', $11::json, gen_random_uuid() FROM made WHERE last_seq > 1)
+     SELECT ${leftColumns} FROM made`,
+    [
+      retry.id,
+      retry.tenant,
+      retry.retryOf,
+      retry.tag,
+      retry.softMs,
+      retry.hardMs,
+      retry.deadline,
+      retry.submittedBy,
+      retry.data,
+      retry.seqs,
+      retry.copied,
+    ],
+  );
+  return left(rows[0]!);
 }

@@ -43,8 +43,7 @@ export async function raiseRunBudget(
     await appendLocked(tx, id, { type: "budget.raised", data: JSON.stringify({ ...data, by: actor }) });
     await tx.query("UPDATE runs SET budget_raises = budget_raises + 1 WHERE tenant = $1 AND id = $2", [tenant, id]);
     await recordAudit(tx, [{ tenant, actor, action: "budget.raised", runId: id, data }]);
-    const { rowCount } = await tx.query("SELECT FROM runs WHERE id = $1 AND waiting_for = 'budget'", [id]);
-    const [resumed] = rowCount === 1 ? await resumeRuns(tx, [id]) : [];
+    const [resumed] = locked.waitingFor === "budget" ? await resumeRuns(tx, [id]) : [];
     return { resumed: resumed ?? null };
   });
 }

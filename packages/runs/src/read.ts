@@ -17,6 +17,8 @@ export interface Run {
   kind: "query" | "rollback";
   /** A rollback: the run whose effects it undoes. */
   ofRun: string | null;
+  /** A retry: the run it takes up again. */
+  retryOf: string | null;
   /** Who submitted it: the id of an API key. */
   submittedBy: string | null;
   status: Status;
@@ -52,6 +54,7 @@ interface RunRow {
   batch_index: number | null;
   kind: "query" | "rollback";
   of_run: string | null;
+  retry_of: string | null;
   submitted_by: string | null;
   status: Status;
   waiting_for: string | null;
@@ -84,6 +87,7 @@ const runColumns = [
   "batch_id",
   "kind",
   "of_run",
+  "retry_of",
   "submitted_by",
   "status",
   "waiting_for",
@@ -117,6 +121,7 @@ function toRun(row: RunRow): Run {
     batchId: row.batch_id,
     kind: row.kind,
     ofRun: row.of_run,
+    retryOf: row.retry_of,
     submittedBy: row.submitted_by,
     status: row.status,
     waitingFor: row.waiting_for,

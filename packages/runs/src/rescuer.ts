@@ -10,16 +10,19 @@ import { type Blobs, ensurePartitions, faultOf, type Pool, transaction } from "@
 import type { Logger } from "@drover/telemetry";
 import { type ApprovalRecord, decideApproval, findExpired } from "./approvals.ts";
 import { releaseOrphans } from "./budget.ts";
-import { type AgentSource, rollsBack } from "./executor.ts";
+import { type AgentSource, type RunObserver, rollsBack } from "./executor.ts";
 import { advanceClock, moveBases, tagEach } from "./fair.ts";
 import { encodeData, readLog } from "./log.ts";
 import {
   closeBatches,
+  findOverdue,
   findResumable,
   type Leaving,
   type Left,
   leaveRuns,
   makeRollbacks,
+  mostCrashes,
+  type Overdue,
   resumeRuns,
   rewake,
   takeOver,
@@ -39,8 +42,7 @@ export interface RescuerOptions {
   isFull(): boolean;
   /** The highest tag started per class since the last call. */
   startedTags(): ReadonlyMap<number, number>;
-  /** Each run ended here. */
-  onEnded?(left: Left): void;
+  observer?: Pick<RunObserver, "ended" | "rescued">;
   /** Runs or batches ended here owe messages. */
   onSettled?(): void;
 }
@@ -61,16 +63,12 @@ const batchesEveryMs = 10_000;
 const housekeepingEveryMs = 3_600_000;
 
 export function startRescuer(options: RescuerOptions): Rescuer {
-  const { pool, queue, logger, leaseMs } = options;
-  const beatMs = leaseMs / 10;
+  const { pool, queue, logger } = options;
+  const beatMs = options.leaseMs / 10;
   let stopped = false;
   let timer: NodeJS.Timeout | undefined;
   let dueAt = 0;
   let pass: Promise<void> = Promise.resolve();
-  /** Monotonic ms since when this observer has seen the database without a break; it condemns nobody before one lease of that. */
-  let watchingSince: number | undefined;
-  /** Wall clock at the end of the last pass: the monotonic one may stand still while the machine sleeps. */
-  let lookedAt = Date.now();
   const last = { lostWakeUps: 0, batches: 0, housekeeping: Number.NEGATIVE_INFINITY };
 
   function plan(ms: number): void {
@@ -88,17 +86,12 @@ export function startRescuer(options: RescuerOptions): Rescuer {
   async function look(): Promise<void> {
     if (stopped) return;
     let nextMs = beatMs;
-    // A gap in our own passes: whoever is silent may have been paused just like us.
-    if (Date.now() - lookedAt > leaseMs) watchingSince = undefined;
     try {
       nextMs = Math.min(nextMs, await onePass());
-      watchingSince ??= performance.now();
     } catch (error) {
-      watchingSince = undefined;
       const away = faultOf(error) === "unavailable";
       logger[away ? "warn" : "error"]({ err: error }, "rescuer's pass failed");
     }
-    lookedAt = Date.now();
     plan(nextMs * (0.8 + Math.random() * 0.4));
   }
 
@@ -106,9 +99,9 @@ export function startRescuer(options: RescuerOptions): Rescuer {
   async function onePass(): Promise<number> {
     const now = performance.now();
     await advanceClock(pool, options.startedTags());
-    if (watchingSince !== undefined && now - watchingSince > leaseMs) await declareDead(pool, logger);
     for (let lost: Left[]; ; ) {
       lost = await takeOver(pool, most);
+      if (lost.length > 0) options.observer?.rescued?.(lost.length);
       await send(lost, "taken over from a dead worker");
       if (lost.length < most) break;
     }
@@ -130,6 +123,10 @@ export function startRescuer(options: RescuerOptions): Rescuer {
     if (now - last.housekeeping > housekeepingEveryMs) {
       last.housekeeping = now;
       await pool.query("DELETE FROM idempotency_keys WHERE created_at < now() - interval '25 hours'");
+      await pool.query(
+        `DELETE FROM workers w WHERE dead_at < now() - interval '1 day'
+           AND NOT EXISTS (SELECT FROM runs r WHERE r.worker = w.id AND r.status = 'running')`,
+      );
       await ensurePartitions(pool);
     }
     const { rows } = await pool.query<{ ms: number | null }>(
@@ -237,70 +234,42 @@ async function resumeStuck(pool: Pool): Promise<Left[]> {
   });
 }
 
-/** Removes the rows of workers whose heartbeat is older than their lease: from now on they are dead for everybody, themselves included. */
-async function declareDead(pool: Pool, logger: Logger): Promise<void> {
-  const { rows } = await pool.query<{ id: string; host: string; pid: number }>(
-    "DELETE FROM workers WHERE heartbeat_at < clock_timestamp() - lease_ms * interval '1 ms' RETURNING id, host, pid",
-  );
-  for (const row of rows) logger.warn({ worker: row.id, host: row.host, workerPid: row.pid }, "worker declared dead");
-}
-
 /**
- * Ends runs that nobody ends: past their hard limit or an unheeded cancel by 15 s, at once when they have no owner, and queued or
- * waiting past their deadline. Each keeps what its log has.
+ * Ends runs that nobody ends (`findOverdue`), each with what its log has. One that cannot be ended now holds up no other.
  */
 async function endOverdue(options: RescuerOptions): Promise<void> {
-  const { pool, blobs } = options;
-  const { rows } = await pool.query<{
-    id: string;
-    tenant: string;
-    agent: string;
-    kind: "query" | "rollback";
-    epoch: number;
-    cause: "cancelled" | "deadline" | "time_limit";
-    batch_id: string | null;
-  }>(
-    `SELECT r.id, r.tenant, r.agent, r.kind, r.epoch, r.batch_id,
-            CASE WHEN r.cancel_requested_at IS NOT NULL THEN 'cancelled'
-                 WHEN r.deadline <= now() THEN 'deadline' ELSE 'time_limit' END AS cause
-     FROM runs r LEFT JOIN workers w ON w.id = r.worker
-     WHERE r.status = 'running' AND least(r.hard_at, r.deadline, r.cancel_requested_at)
-             < now() - CASE WHEN w.id IS NULL THEN 0 ELSE $1 END * interval '1 ms'
-     UNION ALL
-     SELECT id, tenant, agent, kind, epoch, batch_id, 'deadline' FROM runs WHERE status IN ('queued', 'waiting') AND deadline < now()
-     ORDER BY id LIMIT 200`,
-    [graceAfterLimitMs],
-  );
+  const { pool, blobs, logger } = options;
+  const overdue = await findOverdue(pool, graceAfterLimitMs, 200);
   const batches = new Set<string>();
-  for (const run of rows) {
-    const { kept, ending } = await endingOf(options, run);
-    const leaving: Leaving = {
-      runId: run.id,
-      epoch: run.epoch,
-      eventId: uuidv7(),
-      status: ending.status,
-      stopReason: ending.data.stop_reason,
-      eventType: `run.${ending.status}`,
-      data: await encodeData(blobs, run.tenant, ending.data),
-      cancelledData: await encodeData(blobs, run.tenant, kept),
-      delayMs: 0,
-      attempt: null,
-      rollback: rollsBack(options.agents, run),
-    };
-    const [ended] = await leaveRuns(pool, [leaving], "unowned");
-    if (!ended) continue;
-    options.onEnded?.(ended);
-    options.signals.news(run.id);
-    if (run.batch_id) batches.add(run.batch_id);
+  for (const run of overdue) {
+    try {
+      const { kept, ending } = await endingOf(options, run);
+      const leaving: Leaving = {
+        runId: run.id,
+        epoch: run.epoch,
+        eventId: uuidv7(),
+        status: ending.status,
+        stopReason: ending.data.stop_reason,
+        eventType: `run.${ending.status}`,
+        data: await encodeData(blobs, run.tenant, ending.data),
+        cancelledData: await encodeData(blobs, run.tenant, kept),
+        delayMs: 0,
+        attempt: null,
+        rollback: rollsBack(options.agents, run),
+        lastSeq: run.lastSeq,
+      };
+      const [ended] = await leaveRuns(pool, [leaving], "unowned");
+      if (!ended) continue;
+      options.observer?.ended?.(ended);
+      options.signals.news(run.id);
+      if (run.batchId) batches.add(run.batchId);
+    } catch (error) {
+      if (faultOf(error) === "unavailable") throw error;
+      logger.error({ err: error, run: run.id }, "an overdue run could not be ended");
+    }
   }
   if (batches.size > 0) await closeBatches(pool, [...batches]);
-  if (rows.length > 0) options.onSettled?.();
-}
-
-interface Overdue {
-  id: string;
-  tenant: string;
-  cause: "cancelled" | "deadline" | "time_limit";
+  if (overdue.length > 0) options.onSettled?.();
 }
 
 /** How an overdue run ends, and what a cancel keeps. A log that cannot be read ends its run with nothing, and holds up no other. */
@@ -315,8 +284,17 @@ async function endingOf(options: RescuerOptions, run: Overdue) {
   }
   const kept: FinalData = { output: latestText(state), stop_reason: null, error: null };
   if (run.cause === "cancelled") return { kept, ending: { status: "cancelled" as const, data: kept } };
+  if (run.cause === "crash_loop") {
+    const error = { code: run.cause, message: crashLoopMessage(run) };
+    return { kept, ending: { status: "failed" as const, data: { ...kept, stop_reason: run.cause, error } } };
+  }
   const { status, data } = early(state, run.cause, endMessages[run.cause]);
   return { kept, ending: { status, data } };
 }
 
 const endMessages = { deadline: "The run reached its deadline.", time_limit: "The run reached its time limit." };
+
+const crashLoopMessage = ({ culpritTool }: Overdue): string =>
+  culpritTool === null
+    ? `The worker that carried this run died ${mostCrashes} times in a row without a step of it being finished.`
+    : `Its workers died ${mostCrashes} times in a row without a step being finished, the last one because ${culpritTool} blocked its event loop.`;

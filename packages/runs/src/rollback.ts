@@ -1,6 +1,6 @@
 /** Asking for the effects of a run to be undone: a run of its own does it, once. */
 import { DroverError, toWireId } from "@drover/protocol";
-import { type Pool, transaction } from "@drover/storage";
+import { type Pool, type Transaction, transaction } from "@drover/storage";
 import { lockRun } from "./approvals.ts";
 import { recordAudit } from "./audit/entries.ts";
 import { type Left, makeRollbacks } from "./moves.ts";
@@ -40,6 +40,7 @@ export async function rollBack(
       [tenant, runId],
     );
     if (existing.rows[0]) return { id: existing.rows[0].id, made: null };
+    await requireNoRetry(tx, tenant, runId);
     await tx.query("UPDATE runs SET rollback = 'owed' WHERE tenant = $1 AND id = $2", [tenant, runId]);
     const [made] = await makeRollbacks(tx, [runId]);
     if (!made) throw new DroverError("conflict", "The run is being undone at this moment.");
@@ -48,4 +49,20 @@ export async function rollBack(
     ]);
     return { id: made.runId, made };
   });
+}
+
+/** What a retry under way takes for true must stay true. */
+async function requireNoRetry(tx: Transaction, tenant: string, runId: string): Promise<void> {
+  const { rows } = await tx.query<{ id: string }>(
+    `WITH RECURSIVE later AS (
+       SELECT id, status FROM runs WHERE tenant = $1 AND retry_of = $2
+       UNION ALL SELECT r.id, r.status FROM runs r JOIN later l ON r.retry_of = l.id)
+     SELECT id FROM later WHERE status IN ('queued', 'running', 'waiting') LIMIT 1`,
+    [tenant, runId],
+  );
+  if (rows[0])
+    throw new DroverError(
+      "conflict",
+      `${toWireId("run", rows[0].id)} goes on with what this run did: cancel it first.`,
+    );
 }

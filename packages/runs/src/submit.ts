@@ -185,7 +185,8 @@ function firstOfEachKey(runs: NewRun[]): NewRun[] {
   });
 }
 
-async function readWinner(
+/** What an idempotency key made, if it was used with the same body. */
+export async function readWinner(
   pool: Pool,
   tenant: string,
   idempotency: Idempotency,
@@ -199,7 +200,7 @@ async function readWinner(
   return { runId: row.run_id, batchId: row.batch_id };
 }
 
-function keyMismatch(): DroverError {
+export function keyMismatch(): DroverError {
   return new DroverError(
     "idempotency_mismatch",
     "This Idempotency-Key was used with another body in the last 24 hours. Use a new key for a new request.",

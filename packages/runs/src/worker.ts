@@ -10,7 +10,17 @@ import { createBudgets } from "./budget.ts";
 import { type AgentSource, Executor, type RunObserver } from "./executor.ts";
 import { type Liveness, startLiveness } from "./liveness.ts";
 import { createLogWriter } from "./log.ts";
-import { type ClaimedRun, claimNext, claimRuns, closeBatches, type Left, makeRollbacks, readClaims } from "./moves.ts";
+import {
+  type ClaimedRun,
+  type ClaimOptions,
+  claimNext,
+  claimRuns,
+  closeBatches,
+  type Left,
+  makeRollbacks,
+  readClaims,
+  suspectCrashes,
+} from "./moves.ts";
 import { type Rescuer, startRescuer } from "./rescuer.ts";
 import { isFinal } from "./state.ts";
 import { wakeRuns } from "./wake.ts";
@@ -25,6 +35,8 @@ export interface WorkerOptions {
   agents: AgentSource;
   slots: number;
   leaseMs: number;
+  /** End the process when its event loop is stuck (default false: the process may be somebody else's too). */
+  watchdog?: boolean;
   partialEveryMs: number;
   workspaces: string;
   observer?: RunObserver;
@@ -39,6 +51,8 @@ export interface RunWorker {
   /** Runs held right now. */
   readonly active: number;
   readonly slots: number;
+  /** Under pressure it claims nothing; what it holds goes on. */
+  setPressure(high: boolean): void;
   /**
    * Stops as a deploy does: claims nothing, hands over runs at their step boundaries, lets steps in flight end within the grace,
    * then aborts them; they run again elsewhere. Resolves when nothing is held any more.
@@ -47,7 +61,7 @@ export interface RunWorker {
 }
 
 const idle = { pauseMs: 1000, busyPauseMs: 50, overdueMs: 1000, most: 200 };
-/** How long aborted steps may take to let go after the grace. */
+/** How much of the grace aborted steps have to let go. */
 const lastMs = 2000;
 
 export async function startWorker(options: WorkerOptions): Promise<RunWorker> {
@@ -56,20 +70,31 @@ export async function startWorker(options: WorkerOptions): Promise<RunWorker> {
   const started = new Map<number, number>();
   let executor: Executor | undefined;
   let consumer: Consumer | undefined;
+  let rescuer: Rescuer | undefined;
   let stopping = false;
+  let pressed = false;
+  const mayClaim = () => !stopping && !pressed && liveness.healthy;
   const direct = new Set<Promise<void>>();
+  /** Ends the idle look's pause. */
+  let nudge = new AbortController();
   let emptied: (() => void) | undefined;
 
   const liveness: Liveness = await startLiveness({
     directUrl: options.directUrl,
+    pool,
     leaseMs: options.leaseMs,
+    watchdog: options.watchdog ?? false,
     slots,
     logger,
+    onDeaths: (deaths) => {
+      for (const { cause } of deaths) options.observer?.condemned?.(cause);
+      rescuer?.soon(0);
+    },
     onBeat: (sentAt, owned) => {
       const strays = executor?.judge(sentAt, owned) ?? [];
       if (!stopping) for (const stray of strays) void giveBack(stray);
       // The database answers: whatever made a claim fail before is over.
-      if (!stopping) consumer?.resumeTaking();
+      if (!stopping && !pressed) consumer?.resumeTaking();
     },
     onCancel: (runIds) => executor?.cancel(runIds),
     onDead: () => executor?.stopAll("lost"),
@@ -95,9 +120,28 @@ export async function startWorker(options: WorkerOptions): Promise<RunWorker> {
   });
   executor = runs;
 
+  /** While a claim that may bring a run suspected of killing workers is under way, and while such a run is here, no other is taken. */
+  let suspects = 0;
+  async function claiming(claimThem: (how: ClaimOptions) => Promise<ClaimedRun[]>): Promise<ClaimedRun[]> {
+    const takesSuspect = suspects === 0;
+    if (takesSuspect) suspects++;
+    let found = 0;
+    try {
+      const claimed = await claimThem({ takesSuspect, agentHashes: options.agents.hashes ?? {} });
+      found = claimed.filter((run) => run.crashes >= suspectCrashes).length;
+      return claimed;
+    } finally {
+      suspects += found - (takesSuspect ? 1 : 0);
+    }
+  }
+  const unsuspected = () => {
+    suspects--;
+    nudge.abort();
+  };
+
   const claim = createBatcher<string, ClaimedRun | null>({
     key: (id) => id,
-    execute: async (ids) => pick(ids, await claimRuns(pool, liveness.workerId, ids)),
+    execute: async (ids) => pick(ids, await claiming((how) => claimRuns(pool, liveness.workerId, ids, how))),
   });
   const closeBatch = createBatcher<string, boolean>({
     key: (id) => id,
@@ -114,13 +158,14 @@ export async function startWorker(options: WorkerOptions): Promise<RunWorker> {
     } catch (error) {
       if (faultOf(error) !== "unavailable") throw error;
       const [held] = await readClaims(pool, liveness.workerId, [runId]);
+      if (held && held.crashes >= suspectCrashes) suspects++;
       return held ?? null;
     }
   }
 
   async function handle(runId: string): Promise<HandleResult> {
     // Not ours to do now: the wake-up goes back, for another worker or for later.
-    if (stopping || !liveness.healthy) return "postgres_away";
+    if (!mayClaim()) return "postgres_away";
     let run: ClaimedRun | null;
     try {
       run = await claimOne(runId);
@@ -135,7 +180,13 @@ export async function startWorker(options: WorkerOptions): Promise<RunWorker> {
 
   async function carry(run: ClaimedRun): Promise<Left | null> {
     if (run.tag > (started.get(run.priority) ?? 0)) started.set(run.priority, run.tag);
-    const left = await runs.execute(run);
+    let suspected = run.crashes >= suspectCrashes;
+    const proven = () => {
+      if (suspected) unsuspected();
+      suspected = false;
+    };
+    const left = await runs.execute(run, proven);
+    proven();
     try {
       if (left) await report(left);
     } catch (error) {
@@ -166,7 +217,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunWorker> {
     } else if (left.status === "waiting") {
       options.onSettled?.();
     } else {
-      rescuer.soon(0);
+      rescuer?.soon(0);
     }
   }
 
@@ -176,20 +227,26 @@ export async function startWorker(options: WorkerOptions): Promise<RunWorker> {
   async function lookIdle(): Promise<void> {
     let pauseMs = idle.pauseMs;
     let wasFree = false;
+    /** Wake-ups cannot come: a free slot waits for none. */
+    let away = false;
     while (!stopping) {
-      await pause(pauseMs, closing.signal);
-      const nowFree = free() > 0 && liveness.healthy;
-      if (stopping || !nowFree || !wasFree) {
+      nudge = new AbortController();
+      await pause(pauseMs, AbortSignal.any([closing.signal, nudge.signal]));
+      const nowFree = free() > 0 && mayClaim();
+      if (!nowFree || !(wasFree || away)) {
         wasFree = nowFree;
-        pauseMs = idle.pauseMs;
+        pauseMs = away ? idle.busyPauseMs : idle.pauseMs;
         continue;
       }
       try {
         // Redis away says nothing about a pause.
-        const paused = await queue.isPaused().catch(() => false);
+        const paused = await queue.isPaused().catch(() => null);
+        away = paused === null;
         const found = paused
           ? []
-          : await claimNext(pool, liveness.workerId, Math.min(free(), idle.most), idle.overdueMs);
+          : await claiming((how) =>
+              claimNext(pool, liveness.workerId, Math.min(free(), idle.most), away ? 0 : idle.overdueMs, how),
+            );
         if (found.length > 0) logger.debug({ runs: found.length }, "claimed straight from Postgres");
         for (const run of found) carryDirectly(run);
         pauseMs = found.length > 0 ? idle.busyPauseMs : idle.pauseMs;
@@ -210,7 +267,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunWorker> {
     share();
   }
 
-  const rescuer: Rescuer = startRescuer({
+  rescuer = startRescuer({
     pool,
     blobs: options.blobs,
     queue,
@@ -220,7 +277,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunWorker> {
     agents: options.agents,
     isFull: () => free() <= 0,
     startedTags: () => started,
-    ...(options.observer?.ended && { onEnded: options.observer.ended }),
+    ...(options.observer && { observer: options.observer }),
     ...(options.onSettled && { onSettled: options.onSettled }),
   });
   consumer = queue.consume({ concurrency: slots, handle });
@@ -237,6 +294,11 @@ export async function startWorker(options: WorkerOptions): Promise<RunWorker> {
       return runs.size;
     },
     slots,
+    setPressure(high) {
+      pressed = high;
+      // The next heartbeat lets it take jobs again.
+      if (high) void consumer!.pauseTaking();
+    },
     async stop(graceMs) {
       if (stopping) return;
       stopping = true;
@@ -250,11 +312,12 @@ export async function startWorker(options: WorkerOptions): Promise<RunWorker> {
         runs.size === 0
           ? Promise.resolve()
           : Promise.race([empty, new Promise<void>((resolve) => setTimeout(resolve, ms).unref())]);
-      await within(graceMs);
+      const letGoMs = Math.min(lastMs, graceMs / 2);
+      await within(graceMs - letGoMs);
       runs.stopAll("shutdown");
-      await within(lastMs);
+      await within(letGoMs);
       closing.abort();
-      await Promise.all([rescuer.close(), looking, consumer!.close()]);
+      await Promise.all([rescuer!.close(), looking, consumer!.close()]);
       // What the last look claimed is handed over as well.
       await Promise.all(direct);
       await liveness.close();

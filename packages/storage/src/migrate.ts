@@ -4,9 +4,18 @@ import { type Migration, Migrator } from "kysely/migration";
 import pg from "pg";
 import { initial } from "./migrations/0001_initial.ts";
 import { door } from "./migrations/0002_door.ts";
+import { liveness } from "./migrations/0003_liveness.ts";
+import { events } from "./migrations/0004_events.ts";
+import { retry } from "./migrations/0005_retry.ts";
 import { ensurePartitions } from "./partitions.ts";
 
-const migrations: Record<string, Migration> = { "0001_initial": initial, "0002_door": door };
+const migrations: Record<string, Migration> = {
+  "0001_initial": initial,
+  "0002_door": door,
+  "0003_liveness": liveness,
+  "0004_events": events,
+  "0005_retry": retry,
+};
 
 /** The newest migration this code knows: what `/ready` compares the database with. */
 export const latestMigration = Object.keys(migrations).sort().at(-1)!;

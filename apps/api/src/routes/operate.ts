@@ -111,7 +111,9 @@ export function operateRoutes(app: App, context: Context, services: () => Servic
   async function whatIsDegraded(): Promise<string[]> {
     const degraded: string[] = [];
     const [live] = await Promise.all([
-      pool.query("SELECT FROM workers WHERE heartbeat_at > clock_timestamp() - lease_ms * interval '1 ms' LIMIT 1"),
+      pool.query(
+        "SELECT FROM workers WHERE dead_at IS NULL AND heartbeat_at > clock_timestamp() - lease_ms * interval '1 ms' LIMIT 1",
+      ),
       services()
         ?.queue.depth()
         .catch(() => degraded.push("the queue does not answer: workers find runs by themselves, a second later")),

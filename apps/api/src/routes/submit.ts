@@ -25,13 +25,13 @@ const batchBodyLimit = 32 * 1024 * 1024;
 const syncWaitSeconds = { default: 25, most: 300 };
 const retryAfterSeconds = 1;
 
-const idempotencyKey = z
+export const idempotencyKey = z
   .string()
   .min(1)
   .max(255)
   .optional()
   .describe("The same key and body within 24 hours gives the same answer, and makes nothing new.");
-const acceptedHeaders = {
+export const acceptedHeaders = {
   location: "where the status is",
   "retry-after": "seconds until asking makes sense",
   "idempotent-replayed": "`true`: the `Idempotency-Key` was used before, and this is what it made",
@@ -192,7 +192,7 @@ export function runProblems<S extends number>(descriptions: Record<S, string>) {
   ) as Record<S, { description: string; content: { "application/problem+json": { schema: typeof runProblemSchema } } }>;
 }
 
-function acceptedHeadersOf(made: Accepted): Record<string, string | number> {
+export function acceptedHeadersOf(made: Accepted): Record<string, string | number> {
   return {
     location: `/query/status/${toWireId("run", made.id)}`,
     "retry-after": retryAfterSeconds,
@@ -203,13 +203,14 @@ function acceptedHeadersOf(made: Accepted): Record<string, string | number> {
 /** `POST /query/async` is `POST /query` by another name, for keys too. */
 const sameRoute: Record<string, string> = { "/query/async": "/query" };
 
-function idempotencyOf(request: FastifyRequest): Idempotency | undefined {
+/** `about`: what is asked of, where the route's pattern does not say it. */
+export function idempotencyOf(request: FastifyRequest, about?: string): Idempotency | undefined {
   const key = request.headers["idempotency-key"];
   if (key === undefined) return undefined;
   if (typeof key !== "string" || key.length < 1 || key.length > 255)
     throw invalid([{ path: "Idempotency-Key", message: "must have 1 to 255 characters" }]);
   const route = request.routeOptions.url ?? "";
-  return { key, bodyHash: hashJson([sameRoute[route] ?? route, request.body]) };
+  return { key, bodyHash: hashJson([about ?? sameRoute[route] ?? route, request.body ?? {}]) };
 }
 
 /** `Prefer: wait=N` (RFC 7240), at most what we grant; a preference that makes no sense is none. */

@@ -76,6 +76,8 @@ export function linesOf(event: LogEvent, taskId = "run_…"): [string, string, .
       return ["queued", `for agent ${oneLine(event.data.agent, 64)}`];
     case "run.started":
       return ["started", event.data.attempt > 1 ? `attempt ${event.data.attempt}` : "by a worker"];
+    case "steps.copied":
+      return ["copied", `${event.data.events} events of ${event.data.from}: it goes on from there`];
     case "model.failed": {
       const { code, message, retry_in_ms } = event.data;
       const next = retry_in_ms === null ? "" : `, again in ${duration(retry_in_ms)}`;

@@ -91,6 +91,11 @@ export class DroverClient {
     return await json(await this.request(`/query/${encodeURIComponent(id)}/rollback`, { method: "POST" }));
   }
 
+  async retry(id: string, body: unknown, idempotencyKey?: string): Promise<AcceptedAnswer> {
+    const headers = { ...(idempotencyKey !== undefined && { "idempotency-key": idempotencyKey }) };
+    return await json(await this.request(`/query/${encodeURIComponent(id)}/retry`, { method: "POST", body, headers }));
+  }
+
   /** What people are or were asked; about one run, or all. */
   async approvals(
     runId: string | undefined,

@@ -1,5 +1,5 @@
-/** `drover budget` and `drover rollback`: what may be spent, and undoing what a run did. */
-import type { BudgetAnswer } from "@drover/protocol";
+/** `drover budget`, `drover retry` and `drover rollback`: what may be spent, taking a run up again, and undoing what it did. */
+import type { AcceptedAnswer, BudgetAnswer } from "@drover/protocol";
 import { CliError, exitCodes } from "../exit.ts";
 import { money, table } from "../text.ts";
 import type { DroverClient } from "./http.ts";
@@ -55,15 +55,36 @@ function given<T extends object>(fields: T): T | undefined {
   return Object.values(fields).some((value) => value !== undefined) ? fields : undefined;
 }
 
-export interface RollbackOptions {
+export interface NewRunOptions {
   json?: boolean;
   wait?: boolean;
   /** Seconds to wait at most. */
   timeout?: number;
 }
 
-export async function rollback(client: DroverClient, id: string, options: RollbackOptions): Promise<number> {
-  const accepted = await client.rollBack(id);
+export interface RetryOptions extends NewRunOptions {
+  model?: string;
+  maxIterations?: number;
+  maxCost?: number;
+  soft?: number;
+  hard?: number;
+  deadline?: string;
+  idempotencyKey?: string;
+}
+
+export async function retry(client: DroverClient, id: string, options: RetryOptions): Promise<number> {
+  const { model, maxIterations: max_iterations, maxCost: max_cost_usd, soft, hard, deadline } = options;
+  const limits = given({ soft_seconds: soft, hard_seconds: hard, deadline });
+  const body = { model, max_iterations, max_cost_usd, limits };
+  return await toEnd(client, await client.retry(id, body, options.idempotencyKey), options);
+}
+
+export async function rollback(client: DroverClient, id: string, options: NewRunOptions): Promise<number> {
+  return await toEnd(client, await client.rollBack(id), options);
+}
+
+/** Says what was accepted, or with `--wait` how it ended. */
+async function toEnd(client: DroverClient, accepted: AcceptedAnswer, options: NewRunOptions): Promise<number> {
   if (!options.wait) {
     if (options.json) printJson(accepted);
     else print(`${accepted.task_id}  ${accepted.status}`, "", `  drover events ${accepted.task_id} --follow`);

@@ -107,6 +107,7 @@ function statusLines(run: StatusAnswer): string[] {
   const facts: [string, string | false | undefined | null][] = [
     ["agent", oneLine(run.agent, 64)],
     ["undoes", run.of_run],
+    ["retry of", run.retry_of],
     ["waiting for", run.waiting_for && `${waitsFor(run)}  (${whatToDo(run.task_id, run.waiting_for)})`],
     ["attempt", run.attempt > 1 && String(run.attempt)],
     ["next try", run.next_attempt_at],
