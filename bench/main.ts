@@ -1,12 +1,15 @@
 /**
  * `npm run bench`: Drover beside raw BullMQ, in one run, on the same Redis and the same Postgres. Prints a table; `--write` puts it into
- * `bench/results.md`; `--quick` takes a tenth; `--only submit,pickup,runs,memory,audit`.
+ * `bench/results.md`; `--quick` takes a tenth; `--only submit,pickup,runs,memory,audit,isolation,delivery,recovery`.
  */
 import { readFileSync, writeFileSync } from "node:fs";
 import { cpus } from "node:os";
 import { parseArgs } from "node:util";
 import { auditRates } from "./audit.ts";
+import { deliveryLatency } from "./delivery.ts";
+import { isolationCosts } from "./isolation.ts";
 import { type LoadResult, load, percentiles } from "./load.ts";
+import { type Blow, type Recovery, recovery } from "./recovery.ts";
 import {
   apiKey,
   type Backend,
@@ -30,11 +33,15 @@ const { values } = parseArgs({
   },
 });
 if (values.help) {
-  console.log("npm run bench -- [--quick] [--write] [--only submit,pickup,runs,memory,audit]");
+  console.log(
+    "npm run bench -- [--quick] [--write] [--only submit,pickup,runs,memory,audit,isolation,delivery,recovery]",
+  );
   process.exit(0);
 }
 const share = values.quick ? 0.1 : 1;
-const wanted = new Set(values.only?.split(",") ?? ["submit", "pickup", "runs", "memory", "audit"]);
+const wanted = new Set(
+  values.only?.split(",") ?? ["submit", "pickup", "runs", "memory", "audit", "isolation", "delivery", "recovery"],
+);
 const backends: Backend[] = ["redis", "postgres"];
 const rows: string[][] = [];
 const noop = { DROVER_CONFIG: new URL("./noop.config.ts", import.meta.url).pathname, DROVER_MODEL: "noop/noop" };
@@ -233,6 +240,80 @@ async function audit(stack: Stack): Promise<void> {
   );
 }
 
+/** A tool's call in a process of its own, beside the same call in this one. */
+async function isolation(): Promise<void> {
+  const { direct, warm, perSecond, coldBare, cold, rss, pss } = await isolationCosts(
+    Math.round(20_000 * share),
+    cpus().length,
+  );
+  const ms = ({ p50, p99 }: { p50: number; p99: number }) => `p50 ${p50.toFixed(2)}, p99 ${p99.toFixed(2)} ms`;
+  const figures: [what: string, figure: string, ratio: string][] = [
+    ["tool call in the worker itself", ms(direct), ""],
+    ["isolated call, warm", ms(warm), `+${(warm.p50 - direct.p50).toFixed(2)} ms`],
+    ["isolated calls, a process for each core", `${Math.round(perSecond)}/s`, ""],
+    ["isolated call with a process to start", ms(coldBare), "a module without imports"],
+    ["isolated call with a process to start", ms(cold), "a module that imports the harness"],
+    ["idle process", `${rss.toFixed(0)} MB RSS, ${pss.toFixed(0)} MB PSS`, "a module that imports the harness"],
+  ];
+  for (const [what, figure, ratio] of figures) row(what, "-", "-", figure, ratio);
+}
+
+/** Webhooks to a thousand endpoints of which one hundred hang, 50 runs a second for a minute. */
+async function delivery(stack: Stack): Promise<void> {
+  const { p50, p99, worst, delivered, hanging } = await deliveryLatency(stack, noop, Math.max(10, 60 * share));
+  row(
+    "settle to webhook request, 1 in 10 hangs",
+    "redis",
+    "-",
+    `p50 ${p50}, p99 ${p99}, worst ${worst} ms (${delivered} webhooks, ${hanging} requests hanging at the end)`,
+    "",
+    "p99 under 250 ms",
+  );
+  await clear(stack);
+}
+
+/** One of three workers is lost with 200 runs in flight: how long until the last of its runs goes on. */
+async function recoveries(stack: Stack): Promise<void> {
+  const kills = Math.max(1, Math.round(10 * share));
+  const pauses = Math.max(1, Math.round(3 * share));
+  const times = (blow: Blow, count: number): Blow[] => Array.from({ length: count }, () => blow);
+  const what = { kill: "kill -9", stop: "SIGSTOP", "cut off": "network cut" };
+  const aims = { kill: "worst under 2 s", stop: "lease + 3 s (13 s)", "cut off": "lease + 3 s (13 s)" };
+  for (const result of await recovery(stack, [
+    ...times("kill", kills),
+    ...times("stop", pauses),
+    ...times("cut off", pauses),
+  ])) {
+    const { blow, lastMs, unsafeMs, takenOver } = result;
+    row(
+      `${what[blow]} of one of three workers, 200 runs in flight, to the last run's next step`,
+      "redis",
+      "-",
+      `${spread(lastMs)}; ${lastMs.length} times, ${takenOver} runs taken over`,
+      wrongs(result),
+      aims[blow],
+    );
+    row(
+      `… runs inside an unsafe call`,
+      "redis",
+      "-",
+      `${spread(unsafeMs)}; ${unsafeMs.length} runs`,
+      "",
+      "lease + the call's limit (15 s)",
+    );
+    const { noticed, rescued, claimed, step } = result.phases;
+    for (const [phase, ms] of Object.entries({ noticed, rescued, claimed, step }))
+      console.log(`  ${phase}: ${spread(ms)}`);
+  }
+  await clear(stack);
+}
+
+const spread = (ms: number[]): string =>
+  ms.length === 0 ? "none" : `median ${seconds(percentiles(ms).p50)}, worst ${seconds(Math.max(...ms))}`;
+const seconds = (ms: number): string => `${(ms / 1000).toFixed(2)} s`;
+const wrongs = ({ lost, repeated, unsafeTwice, late }: Recovery): string =>
+  `${lost} lost, ${repeated} finished steps repeated, ${unsafeTwice} unsafe calls repeated${late ? `, ${late} late requests of a stopped process` : ""}`;
+
 interface Memory {
   rss: number;
   heap: number;
@@ -253,7 +334,7 @@ async function open(server: Running, streams: number): Promise<void> {
 /** Each measurement begins on empty tables, and with the checkpoint of the one before behind it. */
 async function clear(stack: Stack): Promise<void> {
   await stack.pool.query(
-    "TRUNCATE runs, run_events, batches, messages, deliveries, blobs, idempotency_keys, workers CASCADE",
+    "TRUNCATE runs, run_events, batches, messages, messages_unnumbered, message_feed, deliveries, blobs, idempotency_keys, workers CASCADE",
   );
   await stack.pool.query("UPDATE fair_classes SET started_tag = 0, base = 0");
   await stack.pool.query("TRUNCATE fair_tenants");
@@ -275,6 +356,9 @@ try {
   }
   if (wanted.has("memory")) await memory(stack);
   if (wanted.has("audit")) await audit(stack);
+  if (wanted.has("isolation")) await isolation();
+  if (wanted.has("recovery")) await recoveries(stack);
+  if (wanted.has("delivery")) await delivery(stack);
   const { rows: server } = await stack.pool.query<{ version: string }>(
     "SELECT current_setting('server_version') AS version",
   );

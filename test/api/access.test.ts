@@ -163,6 +163,9 @@ const routes: [method: string, path: string, allowed: Role[], body?: unknown][] 
   ["POST", `/approvals/apr_${nobody}/link`, ["approver", "admin"]],
   ["POST", `/query/run_${nobody}/budget`, ["operator", "admin"], { actions: 1 }],
   ["POST", `/query/run_${nobody}/rollback`, ["operator", "admin"]],
+  ["POST", `/query/run_${nobody}/retry`, ["submitter", "admin"]],
+  ["GET", `/query/run_${nobody}/artifacts/${"0".repeat(64)}`, ["submitter", "approver", "operator", "admin"]],
+  ["GET", "/events", ["submitter", "approver", "operator", "admin"]],
   ["GET", "/budget", ["submitter", "approver", "operator", "admin"]],
   ["PUT", "/budget", ["admin"], { day_usd: null }],
   ["GET", "/audit", ["operator", "admin"]],
@@ -188,7 +191,9 @@ describe("roles", () => {
     const documented = Object.entries(world.document.paths).flatMap(([path, methods]) =>
       open.includes(path) ? [] : Object.keys(methods).map((method) => `${method.toUpperCase()} ${path}`),
     );
-    const listed = routes.map(([method, path]) => `${method} ${path.replace(/[a-z]{3}_0{32}/, "{id}")}`);
+    const listed = routes.map(
+      ([method, path]) => `${method} ${path.replace(/[a-z]{3}_0{32}/, "{id}").replace(/0{64}/, "{artifact}")}`,
+    );
     expect(listed.sort()).toEqual(documented.sort());
   });
 });

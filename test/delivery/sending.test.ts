@@ -180,7 +180,8 @@ describe("the receiver fails", () => {
     await createEndpoint(world.pool, "default", { url: fine.url });
     await world.cancelledRuns(30);
     const worker = world.work({ perDestination: 1 });
-    await fine.waitFor(30);
+    // The others hear of it too.
+    await fine.waitFor(31);
     await expect
       .poll(() => readEndpoint(world.pool, "default", endpoint.id), patient)
       .toMatchObject({
@@ -196,7 +197,7 @@ describe("the receiver fails", () => {
       .toEqual([{ status: "disabled" }]);
     const run = await world.endRun();
     worker.nudge();
-    await fine.waitFor(31);
+    await fine.waitFor(32);
     expect((await deliveriesOf(world, run)).map((record) => record.url)).toEqual([fine.url]);
     expect(receiver.requests).toHaveLength(1);
   });

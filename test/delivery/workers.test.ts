@@ -116,6 +116,47 @@ describe("between claim and outcome", () => {
     }
   });
 
+  test("Postgres away for a moment between claim and request: it is sent as soon as Postgres is back, by the same claim", async () => {
+    const proxy = await startProxy(Number(new URL(world.url).port));
+    const throughProxy = new URL(world.url);
+    throughProxy.port = String(proxy.port);
+    const pool = openPool({ url: throughProxy.href, logger: world.logger });
+    const lost = Promise.withResolvers<void>();
+    const query = pool.query.bind(pool) as (...args: unknown[]) => Promise<unknown>;
+    const claimed = async () => (await world.pool.query("SELECT FROM deliveries WHERE attempt = 1")).rowCount;
+    const watched = async (...args: unknown[]) => {
+      const reads = /^SELECT [^;]* FROM runs\b/.test(String(args[0]));
+      if (reads && proxy.connections > 0) {
+        proxy.refuse(true);
+        proxy.cut();
+      }
+      try {
+        return await query(...args);
+      } catch (error) {
+        if (reads) lost.resolve();
+        throw error;
+      }
+    };
+    pool.query = watched as never;
+    try {
+      const receiver = await world.receiver();
+      await world.endRun({ callbackUrl: receiver.url });
+      const worker = world.work({ pool, blobs: postgresBlobs(pool) });
+      await lost.promise;
+      expect(await claimed()).toBe(1);
+      expect(receiver.requests).toEqual([]);
+      pool.query = query as never;
+      proxy.refuse(false);
+      expect(await worker.settled(1)).toEqual(["delivered"]);
+      await worker.close();
+      expect(await claimed()).toBe(1);
+      expect(receiver.requests).toHaveLength(1);
+    } finally {
+      await pool.end();
+      await proxy.close();
+    }
+  });
+
   test("a close waits for the request under way, writes its outcome, and claims nothing more", async () => {
     const held = Promise.withResolvers<{ status: number }>();
     const receiver = await world.receiver(() => held.promise);
@@ -208,7 +249,10 @@ describe("many at once", () => {
     expect(rows[0].count).toBe(4);
   });
 
-  test("a claim does not read a backlog it cannot take from, whatever the planner believes", async () => {
+  test.each([
+    ["has never seen the table", false],
+    ["believes that there is one destination, and all is due", true],
+  ])("a claim does not read a backlog it cannot take from when the planner %s", async (_what, isAnalyzed) => {
     const fill = (count: number, destinations: number, dueIn: string) =>
       world.pool.query(
         `WITH m AS (
@@ -220,13 +264,12 @@ describe("many at once", () => {
         [count, destinations, dueIn],
       );
     await fill(20_000, 1, "-1 s");
-    // Statistics from when there was one destination only, and everything was due.
-    await world.pool.query("ANALYZE deliveries");
+    if (isAnalyzed) await world.pool.query("ANALYZE deliveries");
     await fill(300, 300, "1 h");
     const client = await world.pool.connect();
     try {
       await client.query("BEGIN");
-      const limits = { most: 20, perDestination: 4, rooms: new Map() };
+      const limits = { most: 20, perDestination: 4, rooms: new Map(), failing: new Set<string>(), mostFailing: 10 };
       expect((await claimDue(client, limits, 30_000)).claimed).toHaveLength(4);
       const { rows } = await client.query(
         "SELECT seq_tup_read + idx_tup_fetch AS n FROM pg_stat_xact_user_tables WHERE relname = 'deliveries'",
@@ -276,6 +319,37 @@ describe("many at once", () => {
     expect(failing.requests).toHaveLength(9);
     answer.resolve({ status: 200 });
     await worker.settled(42);
+  });
+
+  test("however many destinations hang, once they have failed half of the places are for the others", async () => {
+    let hang = false;
+    const dead = await Promise.all(
+      Array.from({ length: 30 }, () => world.receiver(() => (hang ? never : { status: 500 }))),
+    );
+    const fine = await world.receiver();
+    for (const { url } of dead) await world.cancelledRuns(1, { callbackUrl: url });
+    const worker = world.work({ concurrency: 20, perDestination: 4 });
+    // Every one of them has failed; on a slow machine some a second time.
+    const untried = () =>
+      world.pool.query("SELECT FROM deliveries WHERE failures = 0").then(({ rowCount }) => rowCount);
+    await expect.poll(untried, { timeout: 20_000 }).toBe(0);
+    const deliverToFine = async (count: number) => {
+      await world.endRun({ callbackUrl: fine.url });
+      worker.nudge();
+      await fine.waitFor(count);
+    };
+    // What is written down is known to the worker a moment later, and to the claim after the one that is under way.
+    await deliverToFine(1);
+    await worker.settled(31);
+    await deliverToFine(2);
+    hang = true;
+    const before = dead.reduce((sum, { requests }) => sum + requests.length, 0);
+    const held = () => dead.reduce((sum, { requests }) => sum + requests.length, 0) - before;
+    await world.passTime();
+    worker.nudge();
+    await expect.poll(held, { timeout: 10_000 }).toBe(10);
+    await deliverToFine(3);
+    expect(held()).toBe(10);
   });
 
   test("five workers deliver 300 messages to 30 destinations, each once", async () => {

@@ -111,7 +111,7 @@ export async function startWorkerProcess(env: Record<string, string | undefined>
   isolation.warmUp();
   delivery.start();
   const signing = signingOf(config);
-  const sequencer = startSequencer({ pool, directUrl, logger, ...(signing && { signing }) });
+  const sequencer = startSequencer({ pool, directUrl, signals, logger, ...(signing && { signing }) });
   const port =
     config.WORKER_PORT === undefined
       ? null
