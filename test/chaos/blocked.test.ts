@@ -79,6 +79,24 @@ test("a run that blocks every time ends as a crash loop; one that is past its ha
   expect(run).toMatchObject({ status: "completed", attempt: 1, crashes: 0, epoch: 5 });
 });
 
+test.each(["spin", "derive"] as const)(
+  "who blocks after an await, when others were called since: found in JavaScript, and nobody is accused of native code (%s)",
+  async (kind) => {
+    const worker = await world.supervise({ LEASE_SECONDS: "4" });
+    const culprit = await world.submit(`once_${kind}_later`);
+    await world.endpoint.called(1);
+    const neighbour = await world.submit("once_trigger");
+    const [said] = await worker.line(/event loop has been blocked/, 1);
+    const line = JSON.parse(said!);
+    if (kind === "spin") expect(line).toMatchObject({ run: culprit.id, tool: "once_spin_later" });
+    else expect(line.run).toBeUndefined();
+    const [one, other] = await world.ended([culprit, neighbour]);
+    for (const run of [one, other]) expect(run).toMatchObject({ status: "completed", attempt: 1, crashes: 0 });
+    expect(rescues(one!.log)).toMatchObject([{ cause: "blocked", crashes: 1 }]);
+    expect(rescues(other!.log).map((rescue) => rescue.crashes)).toEqual([kind === "spin" ? undefined : 1]);
+  },
+);
+
 test("a loop that is busy in short bursts is not taken for a blocked one, nor is a process that was paused for longer than the limit", async () => {
   // The limit is 2 s.
   const worker = await world.spawn({ LEASE_SECONDS: "4", BURSTS_MS: "7000" });

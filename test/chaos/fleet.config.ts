@@ -33,8 +33,25 @@ const blocks: Record<string, Behaviour> = {
   derive: () => pbkdf2Sync("secret", "salt", 2 ** 31 - 1, 64, "sha512"),
 };
 
+const triggered = Promise.withResolvers<void>();
+
 const behaviours: Record<string, Behaviour> = {
   ...blocks,
+  /** Blocks once another run has called `trigger`: by then that one is the tool entered last. */
+  async spin_later(_context, note) {
+    await tell("spin_later", note, "");
+    await triggered.promise;
+    for (;;);
+  },
+  async derive_later(_context, note) {
+    await tell("derive_later", note, "");
+    await triggered.promise;
+    return pbkdf2Sync("secret", "salt", 2 ** 31 - 1, 64, "sha512");
+  },
+  async trigger() {
+    setTimeout(triggered.resolve, 100);
+    await never();
+  },
   /** Ends the process, without a word, once the endpoint answers. */
   async die(_context, note) {
     await tell("die", note, "");

@@ -214,7 +214,7 @@ test("a run whose log could not be written while Postgres was away goes back to 
       policies: [],
     },
     budgets: createBudgets(bench.pool, AbortSignal.abort()),
-    liveness: { workerId: worker, whenFresh: async () => {}, entering: () => () => {} },
+    liveness: { workerId: worker, whenFresh: async () => {}, inside: (_, work) => work() },
     workspaces: "unused",
     partialEveryMs: 60_000,
     strayAfterMs: 1000,

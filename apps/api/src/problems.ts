@@ -27,14 +27,14 @@ export function explain(
   const problem = toProblem(known.code, known.message, request.id, known.errors);
   if (problem.status >= 500) {
     const about = {
-      err: error,
       request_id: request.id,
       method: request.method,
       route: request.routeOptions.url,
       ...runOf(request),
     };
-    if (known.code === "internal_error") logger.error(about, "a request failed");
-    else logger.warn(about, "a request was turned away");
+    if (known.code === "internal_error") logger.error({ err: error, ...about }, "a request failed");
+    // One of many in an outage, which is told by whoever notices it: no stack.
+    else logger.info({ reason: (error as Error).message, ...about }, "a request was turned away");
   }
   return { problem, ...(known.retryAfterSeconds !== undefined && { retryAfter: known.retryAfterSeconds }) };
 }

@@ -68,12 +68,8 @@ async function passDoor(record: ToolRecord, door: DoorOptions): Promise<Passed> 
   await door.assertOwned?.();
   const overtaken = notToBeStarted(begun, record, door.control);
   if (overtaken) return overtaken;
-  const leave = door.entering?.(tool.name);
-  try {
-    return { kind: "outcome", outcome: await execute(tool, input, idempotencyKey, record, door) };
-  } finally {
-    leave?.();
-  }
+  const work = () => execute(tool, input, idempotencyKey, record, door);
+  return { kind: "outcome", outcome: await (door.inside ? door.inside(tool.name, work) : work()) };
 }
 
 interface Validated {

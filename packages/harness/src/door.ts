@@ -26,8 +26,8 @@ export interface DoorOptions {
   append(event: NewEvent, audit?: AuditEntry): Promise<void>;
   /** Throws when this process may no longer act for the run; may wait until it knows. Asked before every step, directly before an effect. */
   assertOwned?(): void | Promise<void>;
-  /** A tool's own code is about to run; what it returns is called when the call is over. */
-  entering?(tool: string): () => void;
+  /** Carries out `work`, a tool's own code, and may watch it. */
+  inside?<T>(tool: string, work: () => Promise<T>): Promise<T>;
   /** Keeps what is more of an output than the model is shown (default: the rest is dropped). */
   artifacts?: Artifacts;
   /** A tool or a model call answered after it was given up; its answer was dropped. Must not throw. */

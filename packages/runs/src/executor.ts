@@ -80,7 +80,7 @@ export interface ExecutorOptions {
   append: RunLogWriter;
   budgets: BudgetOf;
   agents: AgentSource;
-  liveness: Pick<Liveness, "workerId" | "whenFresh" | "entering">;
+  liveness: Pick<Liveness, "workerId" | "whenFresh" | "inside">;
   /** Folder of the runs' workspaces. */
   workspaces: string;
   partialEveryMs: number;
@@ -249,7 +249,8 @@ export class Executor {
     const stepsBefore = state.steps;
     let outcome: LoopOutcome;
     try {
-      outcome = await this.#turns(run, state, control, onStep);
+      const { liveness } = this.#options;
+      outcome = await liveness.inside({ runId: run.id }, () => this.#turns(run, state, control, onStep));
     } catch (error) {
       // Postgres went away while this process was stopping: the run is not to blame.
       if (error instanceof LostOwnershipError || faultOf(error) === "unavailable") throw error;
@@ -337,7 +338,7 @@ export class Executor {
         if (event.type === "model.call" || event.type === "tool.result") onStep?.();
       },
       assertOwned: () => liveness.whenFresh(control.signal),
-      entering: (tool) => liveness.entering(run.id, tool),
+      inside: (tool, work) => liveness.inside({ runId: run.id, tool }, work),
       artifacts: { put: (text) => throughOutages(() => blobs.put(run.tenant, storableText(text)), signal) },
       onLate: (what) => observer?.late?.("tool" in what ? "tool" : "model"),
       onText: (text) => signals.delta(run.id, run.epoch, text),

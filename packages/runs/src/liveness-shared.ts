@@ -3,19 +3,30 @@
  * tool it entered last. Plain memory, so that the thread can read it while the main loop is stuck.
  */
 
+/** A run's code that is under way: a call of a tool, or something else of the run. */
+export interface Inside {
+  runId: string;
+  tool?: string;
+}
+
+/** Where an inspector finds whose code is running: `AsyncLocalStorage<Inside>` under this name of `globalThis`. */
+export const insideName = "drover.inside";
+
 interface Call {
   runId: string;
   tool: string;
+  at: bigint;
 }
 
 const encoder = new TextEncoder();
-const layout = { times: 0, length: 16, text: 20, bytes: 512 };
+const layout = { times: 0, numbers: 24, text: 32, bytes: 512 };
 
 export class LivenessMemory {
   /** Hand it to the thread. */
   readonly buffer: SharedArrayBuffer;
   readonly #times: BigInt64Array;
-  readonly #length: Int32Array;
+  /** How many calls are under way, and the length of the text about the one entered last. */
+  readonly #numbers: Int32Array;
   readonly #text: Uint8Array;
   /** In the order they were entered. */
   readonly #underWay = new Set<Call>();
@@ -23,8 +34,8 @@ export class LivenessMemory {
 
   constructor(buffer = new SharedArrayBuffer(layout.bytes)) {
     this.buffer = buffer;
-    this.#times = new BigInt64Array(buffer, layout.times, 2);
-    this.#length = new Int32Array(buffer, layout.length, 1);
+    this.#times = new BigInt64Array(buffer, layout.times, 3);
+    this.#numbers = new Int32Array(buffer, layout.numbers, 2);
     this.#text = new Uint8Array(buffer, layout.text);
   }
 
@@ -46,28 +57,37 @@ export class LivenessMemory {
 
   /** Main loop: a tool's code is about to run. Returns what to call when the call is over. */
   enter(runId: string, tool: string): () => void {
-    const call = { runId, tool };
+    const call = { runId, tool, at: process.hrtime.bigint() };
     this.#underWay.add(call);
     this.#write(call);
     return () => {
       this.#underWay.delete(call);
-      if (call !== this.#written) return;
-      let last: Call | undefined;
-      for (const other of this.#underWay) last = other;
+      let last = this.#written;
+      if (call === last) {
+        last = undefined;
+        for (const other of this.#underWay) last = other;
+      }
       this.#write(last);
     };
   }
 
   #write(call: Call | undefined): void {
+    Atomics.store(this.#numbers, 0, this.#underWay.size);
+    if (call === this.#written) return;
     this.#written = call;
     const { written } = call ? encoder.encodeInto(`${call.runId} ${call.tool}`, this.#text) : { written: 0 };
-    Atomics.store(this.#length, 0, written);
+    Atomics.store(this.#times, 2, call?.at ?? 0n);
+    Atomics.store(this.#numbers, 1, written);
   }
 
-  /** Thread: the call entered last among those under way. */
-  lastEntered(): Call | undefined {
-    const length = Atomics.load(this.#length, 0);
-    if (length === 0) return;
+  /**
+   * Thread, while the main loop is stuck: the call that must be it. It was entered since the loop last came round, or it is the only one under
+   * way; undefined when it may have been another.
+   */
+  stuckIn(): Inside | undefined {
+    const length = Atomics.load(this.#numbers, 1);
+    const isOnly = Atomics.load(this.#numbers, 0) === 1;
+    if (length === 0 || !(isOnly || Atomics.load(this.#times, 2) >= this.pulse)) return;
     const text = new TextDecoder().decode(this.#text.slice(0, length));
     const space = text.indexOf(" ");
     return { runId: text.slice(0, space), tool: text.slice(space + 1) };

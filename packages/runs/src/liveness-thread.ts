@@ -4,13 +4,16 @@
  * good it ends, with the whole process. Talks to `liveness.ts` by messages and shared memory only.
  */
 import { randomInt } from "node:crypto";
+import { once } from "node:events";
 import { readFileSync, writeSync } from "node:fs";
+import type { Debugger, InspectorNotification } from "node:inspector";
+import { Session } from "node:inspector/promises";
 import { setTimeout as delay } from "node:timers/promises";
 import { parentPort, workerData } from "node:worker_threads";
 import { uuidv7 } from "@drover/protocol";
 import pg from "pg";
 import type { Death, FromThread, ThreadData, ToThread } from "./liveness.ts";
-import { LivenessMemory } from "./liveness-shared.ts";
+import { type Inside, insideName, LivenessMemory } from "./liveness-shared.ts";
 import { ownLock, workersLock, workersLockClass } from "./worker-lock.ts";
 
 /** This connection string will never do. */
@@ -27,6 +30,8 @@ const lookMs = 500;
 const reconnectMs = { first: 20, most: Math.min(1000, beatMs) };
 /** What the watchdog gives its last words, ms. */
 const lastWordsMs = 1000;
+/** How long a stuck main loop may take to say whose code it runs, ms. */
+const askMs = 500;
 
 let id = uuidv7();
 let lockId = randomInt(1, 2 ** 31);
@@ -236,7 +241,7 @@ function starvedNs(): bigint {
 }
 
 async function endProcess(limitMs: number): Promise<void> {
-  const culprit = memory.lastEntered();
+  const culprit = (await whoIsRunning()) ?? memory.stuckIn();
   const about = {
     level: 60,
     time: new Date().toISOString(),
@@ -244,7 +249,7 @@ async function endProcess(limitMs: number): Promise<void> {
     pid: data.pid,
     worker: id,
     ...(culprit && { run: culprit.runId, tool: culprit.tool }),
-    msg: `the event loop has been blocked for ${limitMs / 1000} s${culprit ? ` since the tool ${culprit.tool} was called` : ""}: ending this process`,
+    msg: `the event loop has been blocked for ${limitMs / 1000} s${culprit?.tool ? ` by the tool ${culprit.tool}` : ""}: ending this process`,
   };
   try {
     // The logger lives in the loop that is stuck.
@@ -259,6 +264,28 @@ async function endProcess(limitMs: number): Promise<void> {
   await Promise.race([Promise.resolve(told).catch(() => {}), delay(lastWordsMs)]);
   // `process.exit` in a thread ends the thread only.
   process.kill(data.pid, "SIGKILL");
+}
+
+/**
+ * Whose code the main loop is stuck in: it is stopped as a debugger would, and asked. undefined when it cannot be stopped, because it is inside
+ * something native that waits or computes.
+ */
+async function whoIsRunning(): Promise<Inside | undefined> {
+  const session = new Session();
+  const ask = async (): Promise<Inside | undefined> => {
+    session.connectToMainThread();
+    const paused = once(session, "Debugger.paused");
+    await session.post("Debugger.enable");
+    await session.post("Debugger.pause");
+    const [{ params }] = (await paused) as [InspectorNotification<Debugger.PausedEventDataType>];
+    const { result } = await session.post("Debugger.evaluateOnCallFrame", {
+      callFrameId: params.callFrames[0]!.callFrameId,
+      expression: `JSON.stringify(globalThis[Symbol.for(${JSON.stringify(insideName)})]?.getStore() ?? null)`,
+      silent: true,
+    });
+    return JSON.parse(result.value) ?? undefined;
+  };
+  return await Promise.race([ask().catch(() => undefined), delay(askMs, undefined)]);
 }
 
 if (data.watchdogMs !== undefined) watchMainLoop(data.watchdogMs);

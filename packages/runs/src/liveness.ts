@@ -2,12 +2,13 @@
  * The main loop's side of liveness: who this worker is, how fresh its last confirmed heartbeat is, and what the others want of it.
  * A worker without its liveness connection claims nothing and starts no effect; running steps go on.
  */
+import { AsyncLocalStorage } from "node:async_hooks";
 import { EventEmitter, once } from "node:events";
 import { hostname } from "node:os";
 import { Worker } from "node:worker_threads";
 import type { Pool } from "@drover/storage";
 import type { Logger } from "@drover/telemetry";
-import { LivenessMemory } from "./liveness-shared.ts";
+import { type Inside, insideName, LivenessMemory } from "./liveness-shared.ts";
 import { workersLock } from "./worker-lock.ts";
 
 export interface ThreadData {
@@ -71,11 +72,14 @@ export interface Liveness {
    * somebody may be taking over already; the wait ends with the next heartbeat, or with `signal`, which aborts when the run is lost.
    */
   whenFresh(signal: AbortSignal): Promise<void>;
-  /** A tool's code is about to run; call what it returns when the call is over. Should the loop be stuck, the one entered last is to blame. */
-  entering(runId: string, tool: string): () => void;
+  /** Does some of a run's work, of a tool when one is named: should the loop get stuck in it, it is known who is to blame. */
+  inside<T>(of: Inside, work: () => Promise<T>): Promise<T>;
   /** Removes the worker's row and ends the thread. */
   close(): Promise<void>;
 }
+
+const insides = new AsyncLocalStorage<Inside>();
+Object.defineProperty(globalThis, Symbol.for(insideName), { value: insides, configurable: true });
 
 /** The watchdog's limit is shorter than the lease: the process ends before anybody takes it for dead. */
 const watchdogOf = (leaseMs: number): number => Math.min(5000, leaseMs / 2);
@@ -97,7 +101,7 @@ export async function startLiveness(options: LivenessOptions): Promise<Liveness>
     memory: memory.buffer,
   };
   memory.beatPulse();
-  const pulse = watchdogMs === undefined ? undefined : setInterval(() => memory.beatPulse(), watchdogMs / 20).unref();
+  const pulse = watchdogMs === undefined ? undefined : setInterval(() => memory.beatPulse(), watchdogMs / 100).unref();
   const thread = new Worker(new URL("./liveness-thread.ts", import.meta.url), { workerData: data });
   const halfLease = BigInt(Math.round(options.leaseMs * 1e6)) / 2n;
   const beats = new EventEmitter().setMaxListeners(0);
@@ -185,7 +189,14 @@ export async function startLiveness(options: LivenessOptions): Promise<Liveness>
       while (!signal.aborted && (!healthy || process.hrtime.bigint() - memory.confirmed > halfLease))
         await once(beats, "beat", { signal }).catch(() => {});
     },
-    entering: (runId, tool) => memory.enter(runId, tool),
+    async inside(of, work) {
+      const leave = of.tool === undefined ? undefined : memory.enter(of.runId, of.tool);
+      try {
+        return await insides.run(of, work);
+      } finally {
+        leave?.();
+      }
+    },
     async close() {
       stopped = true;
       thread.postMessage("stop" satisfies ToThread);

@@ -5,7 +5,7 @@ import type { Steps } from "./check-steps.ts";
 import { atMs, type Evidence, eventsOf, type Violation } from "./evidence.ts";
 import { isKiller, isUnsafe } from "./scenario.ts";
 
-export interface Ownerless {
+interface Ownerless {
   /** Runs whose worker was killed, and the longest time from its death to the next owner's claim, ms. */
   killed: { runs: number; medianMs: number; worstMs: number };
   /** Runs whose worker fell silent: from its last heartbeat. */

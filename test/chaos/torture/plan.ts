@@ -39,7 +39,7 @@ export interface Submission {
 }
 
 /** Of one process. */
-export const processFaults = [
+const processFaults = [
   "kill",
   "stop",
   "terminate",
@@ -52,7 +52,7 @@ export const processFaults = [
   "cut off",
 ] as const;
 /** Of everybody. */
-export const sharedFaults = [
+const sharedFaults = [
   "rolling restart",
   "flushall",
   "restart redis",

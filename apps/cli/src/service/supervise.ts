@@ -68,15 +68,21 @@ export function supervise(options: ChildOptions): SupervisedChild {
     let failures = 0;
     while (!stopping.signal.aborted) {
       const startedAt = performance.now();
+      let served = false;
       const how = await new Promise<string>((resolve) => {
         child = start(options, resolve);
-        child.on("message", (message) => (message as { ready?: true }).ready && isReady());
+        child.on("message", (message) => {
+          if (!(message as { ready?: true }).ready) return;
+          served = true;
+          isReady();
+        });
       });
       child = undefined;
       if (stopping.signal.aborted) return;
       if (how === wrongConfiguration) return giveUp(`the ${options.name} cannot start with this configuration`);
       const livedMs = performance.now() - startedAt;
-      atOnce = livedMs < atOnceMs ? atOnce + 1 : 0;
+      // A run that kills its worker ends as a crash loop by itself: only what never served is given up.
+      atOnce = livedMs < atOnceMs && !served ? atOnce + 1 : 0;
       failures = livedMs < steadyMs ? failures + 1 : 1;
       if (atOnce >= mostFailures)
         return giveUp(`the ${options.name} ended ${atOnce} times in a row right after its start (${how})`);
