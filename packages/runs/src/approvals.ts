@@ -141,8 +141,8 @@ export async function decideApproval(
     await appendLocked(tx, runId, { type: "approval.decided", data });
     const about = { approval_id, hash, ...(toolName !== null && { tool_name: toolName }) };
     await recordAudit(tx, [{ tenant, runId, ...decisionEntry(about, decision) }]);
-    // One that stands at a cap goes on when that is raised.
-    const [resumed] = run.waitingFor === "approval" ? await resumeRuns(tx, [runId]) : [];
+    // One that stands at a cap goes on as well: what was approved may need nothing of what is capped.
+    const [resumed] = await resumeRuns(tx, [runId]);
     return { runId, resumed: resumed ?? null };
   });
 }

@@ -170,7 +170,9 @@ function park(run: Model, knownRaises: number, what: "approval" | "run" | "tenan
 
 function decided(run: Model): void {
   run.log.push("approval.decided");
-  if (run.waitingFor === "approval" && run.questions.length === 0) requeue(run, "run.resumed");
+  // One that stands at a cap looks again as well, whatever it was asked.
+  if (run.waitingFor === "budget" || (run.waitingFor === "approval" && run.questions.length === 0))
+    requeue(run, "run.resumed");
 }
 
 function askFor(run: Model, does: ApiCall): void {
