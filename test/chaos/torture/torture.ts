@@ -155,22 +155,25 @@ async function drain(stage: Stage, { patienceMs, workers, signal }: TortureOptio
 
 async function readOpen(pool: Stage["pool"], queue: WakeQueue) {
   const { rows } = await pool.query<
-    Record<"runs" | "batches" | "messages" | "deliveries" | "entries" | "workers", number>
+    Record<"runs" | "batches" | "messages" | "deliveries" | "entries" | "reservations" | "workers", number>
   >(
     `SELECT (SELECT count(*) FROM runs WHERE finished_at IS NULL) AS runs,
             (SELECT count(*) FROM batches WHERE status = 'running') AS batches,
             (SELECT count(*) FROM messages WHERE NOT fanned_out) AS messages,
             (SELECT count(*) FROM deliveries WHERE status = 'pending') AS deliveries,
             (SELECT count(*) FROM audit_unchained) + (SELECT count(*) FROM messages_unnumbered) AS entries,
+            (SELECT count(*) FROM budget_reservations) AS reservations,
             (SELECT count(*) FROM workers WHERE dead_at IS NULL) AS workers`,
   );
-  const { runs, batches, messages, deliveries, entries, workers } = rows[0]!;
+  const { runs, batches, messages, deliveries, entries, reservations, workers } = rows[0]!;
   return {
     "open runs": runs,
     "open batches": batches,
     "messages not sent on": messages,
     "pending deliveries": deliveries,
     "entries without a number": entries,
+    // Of dead owners: the rescuer gives them back.
+    "reservations of money": reservations,
     "waiting jobs": (await queue.depth()).waiting,
     "live workers": workers,
   };
