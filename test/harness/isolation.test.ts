@@ -373,8 +373,13 @@ describe("what a process gets and gives", () => {
       const runs = [openLog(), openLog()];
       await one(named("prints"), { n: 500 }, runs[0]);
       await one(named("prints"), { n: 2 }, runs[1]);
-      await expect.poll(() => lines.filter(({ stream }) => stream === "stderr").length, patience).toBe(2);
-      const [first, second] = runs.map(({ runId }) => lines.filter((line) => line.runId === runId));
+      // The two streams are read side by side.
+      await expect.poll(() => lines.length, patience).toBe(102 + 3);
+      const of = (run: { runId: string }) =>
+        lines
+          .filter(({ runId }) => runId === run.runId)
+          .toSorted((a, b) => Number(a.stream === "stderr") - Number(b.stream === "stderr"));
+      const [first, second] = runs.map(of);
       expect(first!.map(({ text }) => text)).toEqual([
         ...Array.from({ length: 100 }, (_, line) => `line ${line} of ${runs[0]!.runId}`),
         "(more lines of this call are left out)",
