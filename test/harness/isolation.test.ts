@@ -375,7 +375,7 @@ describe("what a process gets and gives", () => {
       await one(named("prints"), { n: 2 }, runs[1]);
       // The two streams are read side by side.
       await expect.poll(() => lines.length, patience).toBe(102 + 3);
-      const of = (run: { runId: string }) =>
+      const of = (run: { runId?: string }) =>
         lines
           .filter(({ runId }) => runId === run.runId)
           .toSorted((a, b) => Number(a.stream === "stderr") - Number(b.stream === "stderr"));
