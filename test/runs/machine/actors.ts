@@ -169,7 +169,8 @@ export async function takeStep(
   const noted = note({ eventId: base.eventId });
   if (step.do === "park") {
     const waitingFor = step.for === "approval" ? "approval" : "budget";
-    const level = step.for === "approval" ? null : step.for;
+    // A rollback has no cap of its own, and asks no model.
+    const level = step.for === "approval" ? null : run.ofRun === null ? step.for : "tenant_day";
     const left = await hands.park({
       ...base,
       waitingFor,
