@@ -81,14 +81,6 @@ export async function deliveryLatency(
   await until(async () => latencies.length >= healthy);
   await Promise.all([api.stop(), worker.stop("SIGKILL")]);
   for (const server of servers) server.close().closeAllConnections();
-  console.log(
-    (
-      await stack.pool.query(`SELECT count(*), percentile_disc(ARRAY[0.5,0.9,0.99]) WITHIN GROUP (ORDER BY extract(epoch from d.created_at - m.created_at)*1000) AS fan,
-   percentile_disc(ARRAY[0.5,0.9,0.99]) WITHIN GROUP (ORDER BY extract(epoch from a.at - d.created_at)*1000) AS claim,
-   percentile_disc(ARRAY[0.5,0.9,0.99]) WITHIN GROUP (ORDER BY a.duration_ms) AS req
-   FROM messages m JOIN deliveries d ON d.message_id=m.id JOIN delivery_attempts a ON a.delivery_id=d.id WHERE d.status='delivered'`)
-    ).rows,
-  );
   await stack.pool.query("DELETE FROM endpoints");
   return { ...percentiles(latencies), worst: Math.max(...latencies), delivered: latencies.length, hanging: held };
 }
