@@ -1,6 +1,7 @@
 /** What it costs to run a tool in a process of its own: a warm call, a process that must be started first, and its memory. */
 import { readFileSync } from "node:fs";
-import { type AnyTool, Isolation, type IsolationOptions, type ToolContext, ToolRegistry } from "@drover/harness";
+import { type AnyTool, type ToolContext, ToolRegistry } from "@drover/harness";
+import { Isolation, type IsolationOptions } from "@drover/harness/worker";
 import { nothing } from "./isolated-tools.ts";
 import { percentiles } from "./load.ts";
 

@@ -1,15 +1,18 @@
 /**
  * `npm run bench`: Drover beside raw BullMQ, in one run, on the same Redis and the same Postgres. Prints a table; `--write` puts it into
- * `bench/results.md`; `--quick` takes a tenth; `--only submit,pickup,runs,memory,audit,isolation,delivery,recovery`.
+ * `bench/results.md`; `--quick` takes a tenth; `--only submit,pickup,runs,memory,audit,isolation,delivery,recovery,crash,snapshot,cost`.
  */
 import { readFileSync, writeFileSync } from "node:fs";
 import { cpus } from "node:os";
 import { parseArgs } from "node:util";
 import { auditRates } from "./audit.ts";
+import { costOfRuns, costTable, counting } from "./cost.ts";
+import { loneWorker, poison } from "./crash.ts";
 import { deliveryLatency } from "./delivery.ts";
 import { isolationCosts } from "./isolation.ts";
 import { type LoadResult, load, percentiles } from "./load.ts";
 import { type Blow, type Recovery, recovery } from "./recovery.ts";
+import { snapshotPages } from "./snapshot.ts";
 import {
   apiKey,
   type Backend,
@@ -34,13 +37,25 @@ const { values } = parseArgs({
 });
 if (values.help) {
   console.log(
-    "npm run bench -- [--quick] [--write] [--only submit,pickup,runs,memory,audit,isolation,delivery,recovery]",
+    "npm run bench -- [--quick] [--write] [--only submit,pickup,runs,memory,audit,isolation,delivery,recovery,crash,snapshot,cost]",
   );
   process.exit(0);
 }
 const share = values.quick ? 0.1 : 1;
 const wanted = new Set(
-  values.only?.split(",") ?? ["submit", "pickup", "runs", "memory", "audit", "isolation", "delivery", "recovery"],
+  values.only?.split(",") ?? [
+    "submit",
+    "pickup",
+    "runs",
+    "memory",
+    "audit",
+    "isolation",
+    "delivery",
+    "recovery",
+    "crash",
+    "snapshot",
+    "cost",
+  ],
 );
 const backends: Backend[] = ["redis", "postgres"];
 const rows: string[][] = [];
@@ -327,6 +342,65 @@ async function memoryOf(running: Running): Promise<Memory> {
   return { rss: Number(rss), heap: Number(heap) };
 }
 
+/** What somebody with one worker waits after a crash, and what a run that kills its workers costs the others. */
+async function crash(stack: Stack): Promise<void> {
+  const runs = 50;
+  const lone = await loneWorker(stack, runs);
+  row(
+    `kill -9 of a lone worker with ${runs} runs, started again at once: to all done`,
+    "redis",
+    "-",
+    seconds(lone),
+    "",
+    "under 3 s",
+  );
+  await clear(stack);
+  const innocents = Math.round(2000 * share);
+  const { movingMs, endedMs } = await poison(stack, innocents);
+  row(
+    `${innocents} runs beside one that kills its worker: from its third death to all of them in a model stream again`,
+    "redis",
+    "-",
+    `${seconds(movingMs)}; the culprit ended after ${seconds(endedMs)}`,
+    "",
+    "30 s",
+  );
+  await clear(stack);
+}
+
+/** Pages read while a snapshot is held over many ended runs. */
+async function snapshot(stack: Stack): Promise<void> {
+  const runs = Math.round(1_000_000 * share);
+  const { pages, before } = await snapshotPages(stack, runs);
+  const { beat, ...duties } = pages;
+  console.log(pages);
+  const [name, most] = Object.entries(duties).sort(([, a], [, b]) => b - a)[0]!;
+  const what = `under a snapshot held over ${runs.toLocaleString("en")} ended runs and 3,600 heartbeats`;
+  row(`heartbeat ${what}`, "-", "-", `${beat} pages`, "", "under 50");
+  row(`the dearest duty ${what} (${name})`, "-", "-", `${most} pages; without its bound ${before}`, "", "under 500");
+  await clear(stack);
+}
+
+/** What a run costs, process by process and statement by statement, on a server that counts them. */
+async function costs(): Promise<string> {
+  const stack = await startStack(counting);
+  const tables: string[] = [];
+  try {
+    for (const backend of backends) {
+      for (const lone of [false, true]) {
+        const runs = Math.round((lone ? 1000 : 10_000) * share);
+        const cost = await costOfRuns(stack, backend, { runs, lone, worker: noop });
+        tables.push(costTable(`${lone ? "One after the other" : "A backlog"}, ${backend}`, cost));
+        console.log(`\n${tables.at(-1)}`);
+        await clear(stack);
+      }
+    }
+  } finally {
+    await stack.stop();
+  }
+  return tables.join("\n\n");
+}
+
 async function open(server: Running, streams: number): Promise<void> {
   await server.line(new RegExp(`^open ${streams}$`));
 }
@@ -336,9 +410,19 @@ async function clear(stack: Stack): Promise<void> {
   await stack.pool.query(
     "TRUNCATE runs, run_events, batches, messages, messages_unnumbered, message_feed, deliveries, blobs, idempotency_keys, workers CASCADE",
   );
-  await stack.pool.query("UPDATE fair_classes SET started_tag = 0, base = 0");
+  await stack.pool.query("UPDATE fair_classes SET started_tag = 0, base = 0, floor_tag = 0");
   await stack.pool.query("TRUNCATE fair_tenants");
   await stack.pool.query("CHECKPOINT");
+}
+
+/** Into the part of the results that has this name. */
+function put(part: string, text: string): void {
+  const file = new URL("./results.md", import.meta.url);
+  const pattern = new RegExp(`(<!-- ${part} -->\\n)[\\s\\S]*?(<!-- end -->)`);
+  writeFileSync(
+    file,
+    readFileSync(file, "utf8").replace(pattern, (_, begin, end) => `${begin}\n${text}\n${end}`),
+  );
 }
 
 function table(versions: string): string {
@@ -347,6 +431,7 @@ function table(versions: string): string {
   return `${versions}\n\n${lines.join("\n")}\n`;
 }
 
+const costTables = wanted.has("cost") ? await costs() : "";
 const stack = await startStack();
 try {
   for (const backend of backends) {
@@ -358,7 +443,9 @@ try {
   if (wanted.has("audit")) await audit(stack);
   if (wanted.has("isolation")) await isolation();
   if (wanted.has("recovery")) await recoveries(stack);
+  if (wanted.has("crash")) await crash(stack);
   if (wanted.has("delivery")) await delivery(stack);
+  if (wanted.has("snapshot")) await snapshot(stack);
   const { rows: server } = await stack.pool.query<{ version: string }>(
     "SELECT current_setting('server_version') AS version",
   );
@@ -370,9 +457,8 @@ try {
   const text = table(versions);
   console.log(`\n${text}`);
   if (values.write) {
-    const file = new URL("./results.md", import.meta.url);
-    const old = readFileSync(file, "utf8");
-    writeFileSync(file, old.replace(/(<!-- newest -->\n)[\s\S]*?(<!-- end -->)/, `$1\n${text}\n$2`));
+    if (rows.length > 0) put("newest", text);
+    if (costTables !== "") put("cost", `${versions}\n\n${costTables}\n`);
   }
 } finally {
   await stack.stop();

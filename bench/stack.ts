@@ -18,15 +18,17 @@ export interface Stack {
   pool: Pool;
   databaseUrl: string;
   redisUrl: string;
+  postgresPid: number;
+  redisPid: number;
   /** Environment of a Drover process on this backend. */
   env(backend: Backend): Record<string, string>;
   stop(): Promise<void>;
 }
 
 /** Postgres as it comes (fsync on, synchronous commit on), Redis with AOF every second. */
-export async function startStack(): Promise<Stack> {
+export async function startStack(settings: Record<string, string | number | boolean> = {}): Promise<Stack> {
   const folder = await mkdtemp(join(tmpdir(), "drover-bench-"));
-  const postgres = await startEmbeddedPostgres({ dataDir: join(folder, "postgres") });
+  const postgres = await startEmbeddedPostgres({ dataDir: join(folder, "postgres"), settings });
   await migrate(postgres.url);
   await migrateQueue(postgres.url);
   const port = await freePort();
@@ -58,6 +60,8 @@ export async function startStack(): Promise<Stack> {
     pool,
     databaseUrl: postgres.url,
     redisUrl,
+    postgresPid: postgres.pid,
+    redisPid: redis.pid!,
     env: (backend) => ({
       DATABASE_URL: postgres.url,
       LOG_LEVEL: "error",
@@ -79,6 +83,8 @@ export interface Running {
   send(message: string): void;
   /** Resolves with the first line of standard output, from now on, that matches. */
   line(pattern: RegExp): Promise<RegExpExecArray>;
+  /** Resolves when it has ended, by whatever. */
+  ended: Promise<void>;
   stop(signal?: NodeJS.Signals): Promise<void>;
 }
 
@@ -102,6 +108,7 @@ export function run(entry: string, env: Record<string, string>, args: string[] =
   });
   return {
     pid: child.pid!,
+    ended,
     send: (message) => void child.send(message),
     line: (pattern) =>
       new Promise((resolve, reject) => {

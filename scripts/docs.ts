@@ -1,6 +1,6 @@
 /**
- * Writes the documentation that is data: `docs/errors.md` from the error table, and the configuration table of the README from
- * the schemas that validate the environment. `npm run docs`; tests hold both against the code.
+ * Writes the documentation that is data: `docs/errors.md` from the error table, the configuration table of the README from the schemas that
+ * validate the environment, and `docs/schema.sql` from the migrations. `npm run docs`; tests hold them against the code.
  */
 import { readFileSync, writeFileSync } from "node:fs";
 import { apiProcessConfig } from "@drover/api";
@@ -13,6 +13,7 @@ import {
   stopReasons,
 } from "@drover/protocol";
 import { workerProcessConfig } from "@drover/worker";
+import { newSchemaPage, schemaPath } from "./schema.ts";
 
 export const errorsPath = new URL("../docs/errors.md", import.meta.url);
 export const readmePath = new URL("../README.md", import.meta.url);
@@ -108,4 +109,5 @@ export function withConfigTable(readme: string): string {
 if (import.meta.main) {
   writeFileSync(errorsPath, errorsPage());
   writeFileSync(readmePath, withConfigTable(readFileSync(readmePath, "utf8")));
+  writeFileSync(schemaPath, await newSchemaPage());
 }

@@ -12,7 +12,7 @@ export interface Operation {
   summary?: string;
   tags?: string[];
   security?: unknown[];
-  "x-permission"?: string;
+  "x-scope"?: string;
   parameters?: { name: string; in: string }[];
   requestBody?: { required?: boolean; content: Record<string, unknown> };
   responses: Record<

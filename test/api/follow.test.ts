@@ -370,6 +370,25 @@ describe("GET /query", () => {
     expect(await list(`?${query}`)).toEqual(expected);
   });
 
+  test("between two moments, to the millisecond", async () => {
+    const { rows } = await world.pool.query<{ id: string; at: Date }>(
+      "SELECT 'run_' || replace(id::text, '-', '') AS id, created_at AS at FROM runs",
+    );
+    const at = (index: number) => rows.find(({ id }) => id === ids[index])!.at.toISOString();
+    expect(await list(`?created_after=${at(4)}&created_before=${at(1)}`)).toEqual([2, 3]);
+  });
+
+  test("a list that takes too long is told how to be shorter, and is no outage", async () => {
+    const holder = await world.pool.connect();
+    await holder.query("BEGIN; LOCK TABLE runs IN ACCESS EXCLUSIVE MODE");
+    const { status, body } = await world.get("/query?agent=nobody", { key });
+    await holder.query("COMMIT");
+    holder.release();
+    expect([status, body.code, paths(body)]).toEqual([400, "invalid_input", ["created_after"]]);
+    expect(body.detail).toContain("narrow the time");
+    expect(await list("?agent=nobody")).toEqual([]);
+  });
+
   test("pages have no gap and no duplicate, also while runs are added, and the last has no cursor", async () => {
     const seen: string[] = [];
     let cursor = "";

@@ -3,7 +3,7 @@ import { createHash } from "node:crypto";
 import { fromWireId } from "@drover/protocol";
 import { createLogger } from "@drover/telemetry";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { linkMaker } from "../../packages/runs/src/links.ts";
+import { linkMaker } from "../../packages/runs/src/people/links.ts";
 import { ask } from "./asking.ts";
 import { startWorld, type World } from "./world.ts";
 

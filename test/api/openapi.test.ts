@@ -101,7 +101,7 @@ test("every operation says what it does, which errors it can answer, and who may
       expect(response.description, `${name} ${status}`).not.toMatch(/^(Default Response)?$/);
     if (open.includes(name)) expect(operation.security, name).toEqual([]);
     else {
-      expect(operation["x-permission"], name).toBeTruthy();
+      expect(operation["x-scope"], name).toBeTruthy();
       for (const status of ["400", "401", "403", "503"])
         expect(operation.responses[status], `${name} ${status}`).toBeDefined();
       if (name.includes("{id}")) expect(operation.responses["404"], name).toBeDefined();

@@ -1,9 +1,9 @@
 import { once } from "node:events";
 import { connect } from "node:net";
 import { type Api, type ApiDeps, apiProcessConfig, startApi } from "@drover/api";
-import { loadConfig } from "@drover/protocol";
+import { fromWireId, loadConfig } from "@drover/protocol";
 import { migrateQueue } from "@drover/queue";
-import { migrate, openPool } from "@drover/storage";
+import { ensurePartitions, migrate, openPool } from "@drover/storage";
 import { createLogger } from "@drover/telemetry";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { createDatabase, createEmptyDatabase } from "../support/database.ts";
@@ -52,6 +52,19 @@ describe.each(["redis", "postgres"] as const)("with BullMQ on %s", (queue) => {
     expect(status).toBe(200);
     expect(body).toEqual({ status: "ready", degraded: [expect.stringContaining("no live worker")] });
     await world.own(await world.submit());
+    expect((await world.get("/ready", { key: null })).body).toEqual({ status: "ready" });
+  });
+
+  test("a missing partition is told before it is needed", async () => {
+    const next =
+      "'run_events_' || to_char(date_trunc('month', now() AT TIME ZONE 'UTC') + interval '1 month', 'YYYY_MM')";
+    const { rows } = await world.pool.query<{ name: string }>(`SELECT ${next} AS name`);
+    await world.pool.query(`DROP TABLE ${rows[0]!.name}`);
+    expect((await world.get("/ready", { key: null })).body).toMatchObject({
+      status: "ready",
+      degraded: [expect.stringContaining("partition")],
+    });
+    await ensurePartitions(world.pool);
     expect((await world.get("/ready", { key: null })).body).toEqual({ status: "ready" });
   });
 
@@ -157,6 +170,10 @@ test("the queue's depth and its oldest age are counted in the database", async (
   const id = await world.submit();
   await world.submit({ delay_seconds: 60 });
   await world.own(await world.submit());
+  const aside = await world.submit();
+  await world.pool.query("UPDATE runs SET woken = false, set_aside_at = now() WHERE id = $1", [
+    fromWireId("run", aside),
+  ]);
   await world.pool.query(
     "UPDATE runs SET available_at = now() - interval '90 seconds' WHERE status = 'queued' AND woken",
   );
@@ -167,6 +184,13 @@ test("the queue's depth and its oldest age are counted in the database", async (
   expect(metric(answer, 'drover_queue_depth{state="running"}')).toBe(1);
   expect(metric(answer, "drover_queue_oldest_age_seconds")).toBeGreaterThanOrEqual(90);
   expect(metric(answer, "drover_workers_live")).toBe(1);
+  expect(metric(answer, 'drover_runs_unclaimable{agent="default"}')).toBe(1);
+  const { body } = await world.get(`/query/status/${aside}`);
+  expect(body.reason).toEqual({
+    code: "no_worker",
+    text: 'No worker takes the agent "default".',
+    since: expect.any(String),
+  });
   await world.close();
 });
 

@@ -35,6 +35,13 @@ describe("a body that is not valid", () => {
     ["an agent there is not", { query: "x", agent: "nobody" }, "agent", /default, researcher/],
     ["an agent of Object's", { query: "x", agent: "constructor" }, "agent", /default, researcher/],
     ["a model without provider", { query: "x", model: "gpt-5" }, "model", /provider\/model/],
+    [
+      "a provider there is not",
+      { query: "x", model: "antropic/x" },
+      "model",
+      /no model "antropic\/x"; models: .*anthropic\/\*/,
+    ],
+    ["another model than the demo", { query: "x", model: "demo/x" }, "model", /no model/],
     ["temperature", { query: "x", temperature: 2.1 }, "temperature", /<=2/],
     ["max_tokens", { query: "x", max_tokens: 0 }, "max_tokens", />=1/],
     ["max_iterations", { query: "x", max_iterations: 51 }, "max_iterations", /<=50/],

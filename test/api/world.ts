@@ -10,12 +10,14 @@ import {
   startApi,
 } from "@drover/api";
 import type { EventData, EventType, NewEvent } from "@drover/harness";
+import { knownModels } from "@drover/llm/known";
 import { fromWireId, loadConfig, type Problem, uuidv7 } from "@drover/protocol";
 import { migrateQueue, openSignals, type Signals } from "@drover/queue";
 import { openPool, type Pool, postgresBlobs } from "@drover/storage";
 import { createLogger } from "@drover/telemetry";
-import { createLogWriter } from "../../packages/runs/src/log.ts";
-import { claimRuns, leaveRuns } from "../../packages/runs/src/moves.ts";
+import { createLogWriter } from "../../packages/runs/src/log/append.ts";
+import { leaveRuns } from "../../packages/runs/src/moves/leave.ts";
+import { claimRuns } from "../support/claim.ts";
 import { createDatabase } from "../support/database.ts";
 import { redisUrl } from "../support/redis.ts";
 import { type Check, contractOf, type OpenApi } from "./contract.ts";
@@ -101,6 +103,7 @@ export async function startWorld(options: WorldOptions = {}): Promise<World> {
   const api = await startApi(config, {
     logger: silent,
     agents: { default: {}, researcher: { maxIterations: 20 } },
+    models: knownModels(),
     ...options.deps,
   });
   const pool = openPool({ url: database.url, logger: silent });

@@ -10,7 +10,7 @@ import { fromWireId } from "@drover/protocol";
 import { afterAll, afterEach, beforeAll, beforeEach, expect, inject } from "vitest";
 import { createGate, type Gate, type ModelServerCall, type ScriptAnswer } from "../support/model-server.ts";
 import { type SpawnedNode, spawnNode } from "../support/process.ts";
-import { chaos } from "./world.ts";
+import { chaos, withMore } from "./world.ts";
 
 const apiEntry = new URL("../../apps/api/src/main.ts", import.meta.url);
 const workerEntry = new URL("../../apps/worker/src/main.ts", import.meta.url);
@@ -96,16 +96,7 @@ export function cancelling() {
     return child;
   }
 
-  return {
-    get bench() {
-      return world.bench;
-    },
-    get models() {
-      return world.models;
-    },
-    get endpoint() {
-      return world.endpoint;
-    },
+  return withMore(world, {
     gate,
     async api(more: Record<string, string> = {}): Promise<ApiProcess> {
       const child = await spawn(apiEntry, more);
@@ -169,5 +160,5 @@ export function cancelling() {
       );
       return rows.map(({ type }) => type);
     },
-  };
+  });
 }

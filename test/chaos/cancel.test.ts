@@ -3,7 +3,6 @@
  * once a cancel was acknowledged, and what there was is kept.
  */
 import { setTimeout as pause } from "node:timers/promises";
-import { fromWireId } from "@drover/protocol";
 import { expect, test, vi } from "vitest";
 import { startProxy } from "../support/proxy.ts";
 import { startRedis } from "../support/redis.ts";
@@ -219,8 +218,12 @@ test("a batch takes its items with it, in whatever state they are, and leaves al
   await world.until(() => world.asked("b4").length, 1);
 
   const answer = await two.call("POST", `${path}/cancel`);
-  expect(answer.status).toBe(202);
-  expect(answer.body).toMatchObject({ status: "running", cancel_requested: true, counts: { queued: 0, waiting: 0 } });
+  // The workers may be done with the two that run before it is written.
+  const [ended, status] = answer.status === 200 ? [200, "cancelled"] : [202, "running"];
+  expect(answer).toMatchObject({
+    status: ended,
+    body: { status, cancel_requested: true, counts: { queued: 0, waiting: 0 } },
+  });
   const over = { queued: 0, running: 0, waiting: 0, completed: 1, partial: 0, failed: 0, cancelled: 6 };
   await world.until(async () => (await one.call("GET", path)).body.status, "cancelled");
   for (const api of [one, two]) {
@@ -232,9 +235,9 @@ test("a batch takes its items with it, in whatever state they are, and leaves al
   world.endpoint.release();
   expect(world.models.calls.filter(({ turn }) => turn > 0)).toEqual([]);
 
-  const { body: ended } = await one.call("POST", "/query/batch", { queries: ["b7: "] });
-  await world.until(async () => (await one.call("GET", `/query/batch/${ended.batch_id}`)).body.status, "completed");
-  const tooLate = await two.call("POST", `/query/batch/${ended.batch_id}/cancel`);
+  const { body: next } = await one.call("POST", "/query/batch", { queries: ["b7: "] });
+  await world.until(async () => (await one.call("GET", `/query/batch/${next.batch_id}`)).body.status, "completed");
+  const tooLate = await two.call("POST", `/query/batch/${next.batch_id}/cancel`);
   expect(tooLate).toMatchObject({ status: 200, body: { status: "completed", counts: { completed: 1, cancelled: 0 } } });
   expect(tooLate.body).not.toHaveProperty("cancel_requested");
 });
@@ -311,12 +314,12 @@ test("told of it before its claim's answer has come, a worker asks no model", as
   const client = await world.bench.pool.connect();
   try {
     await client.query("BEGIN");
-    await client.query("SELECT FROM runs WHERE id = $1 FOR UPDATE", [fromWireId("run", taskId)]);
+    await client.query("LOCK TABLE runs IN SHARE MODE");
     await world.worker({ ...told, DATABASE_URL: through.href, DATABASE_DIRECT_URL: world.bench.url });
     const claims = async () =>
       (
         await world.bench.pool.query(
-          "SELECT FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'drover-worker' AND wait_event_type = 'Lock'",
+          "SELECT FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'drover-worker' AND wait_event_type = 'Lock' AND query LIKE '%WITH me AS%'",
         )
       ).rowCount;
     await world.until(async () => (await claims())! > 0, true);

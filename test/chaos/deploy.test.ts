@@ -90,3 +90,12 @@ test("with another definition of the agent: the run goes on and says so, or ends
   const [next] = await world.ended([await world.submit("calm", { agent: "strict" })]);
   expect(next).toMatchObject({ status: "completed" });
 });
+
+test("an agent that only the new version has: the old worker leaves its runs and carries its own, the new one takes them", async () => {
+  const old = await world.spawn();
+  const waiting = [await world.submit("calm", { agent: "newer" }), await world.submit("calm", { agent: "newer" })];
+  await old.waitForLine("left to others");
+  const own = await world.ended([await world.submit("calm"), await world.submit("calm")]);
+  await world.spawn({ NEW_AGENT: "newer" });
+  for (const run of [...own, ...(await world.ended(waiting))]) expect(run).toMatchObject({ status: "completed" });
+});

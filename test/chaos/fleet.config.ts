@@ -132,5 +132,6 @@ export default defineConfig({
     default: {},
     changing: { systemPrompt },
     strict: { systemPrompt, onChange: "strict" },
+    ...(process.env.NEW_AGENT && { [process.env.NEW_AGENT]: {} }),
   },
 });

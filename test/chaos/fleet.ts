@@ -11,7 +11,7 @@ import { type SupervisedChild, supervise } from "../../apps/cli/src/service/supe
 import { input } from "../runs/bench.ts";
 import { createGate, type Gate, type ModelServerCall, type ScriptAnswer } from "../support/model-server.ts";
 import { type SpawnedNode, spawnNode } from "../support/process.ts";
-import { chaos, dataOf } from "./world.ts";
+import { chaos, dataOf, withMore } from "./world.ts";
 
 const entry = new URL("../../apps/worker/src/main.ts", import.meta.url);
 const configFile = new URL("./fleet.config.ts", import.meta.url).pathname;
@@ -195,19 +195,7 @@ export function fleet() {
     }
   }
 
-  return {
-    get bench() {
-      return world.bench;
-    },
-    get models() {
-      return world.models;
-    },
-    get endpoint() {
-      return world.endpoint;
-    },
-    log: world.log,
-    waiting: world.waiting,
-    decide: world.decide,
+  return withMore(world, {
     gate,
     environment,
     spawn,
@@ -264,7 +252,7 @@ export function fleet() {
       );
       return rows[0];
     },
-  };
+  });
 }
 
 export const rescues = (log: LogEvent[]) => dataOf(log, "run.rescued");

@@ -128,12 +128,36 @@ test("a run that is taken over twice does not get its time anew", async () => {
   const [ended] = await world.ended([run]);
   expect(ended).toMatchObject({ status: "completed", epoch: 3, attempt: 1 });
   expect(rescues(ended!.log)).toHaveLength(2);
-  // Every moment that somebody owned it, and none besides.
-  const at = (type: string) => ended!.log.filter((event) => event.type === type).map((event) => Date.parse(event.at));
-  const ends = [...at("run.rescued"), ...at("run.completed")];
-  const owned = at("run.started").reduce((sum, from, index) => sum + ends[index]! - from, 0);
+  // Every moment that somebody was known to work on it, and none besides: a lost owner's last one is its last heartbeat.
+  const { rows } = await world.bench.pool.query<{ id: string; heartbeat_at: Date }>(
+    "SELECT id, heartbeat_at FROM workers",
+  );
+  const heartbeats = new Map(rows.map((worker) => [worker.id, worker.heartbeat_at.getTime()]));
+  const completedAt = Date.parse(ended!.log.at(-1)!.at);
+  const owned = ended!.log
+    .filter((event) => event.type === "run.started")
+    .reduce(
+      (sum, { at, data }, index) => sum + (index === 2 ? completedAt : heartbeats.get(data.worker)!) - Date.parse(at),
+      0,
+    );
   expect(Math.abs(ended!.activeMs - owned)).toBeLessThan(1000);
-  expect(owned).toBeGreaterThan(4000);
+  expect(owned).toBeGreaterThan(2000);
+});
+
+test("everything dies and stays away for longer than the hard limit: the run goes on with the rest of its time", async () => {
+  const hardMs = 8000;
+  const first = await world.spawn();
+  const run = await world.submit("calm stream:held", limited(6, hardMs / 1000));
+  await world.gate("stream:held").arrived();
+  await pastBy(run.id, 1);
+  await first.kill("SIGKILL");
+  await pastBy(run.id, hardMs / 1000 + 1);
+  await world.spawn();
+  await world.logged(run, "run.started", 2);
+  world.gate("stream:held").open();
+  const [ended] = await world.ended([run]);
+  expect(ended).toMatchObject({ status: "completed", epoch: 2 });
+  expect(ended!.activeMs).toBeLessThan(hardMs);
 });
 
 test("a living worker that does not end a run is overruled 15 s past the hard limit, and its later result is refused", async () => {

@@ -4,10 +4,10 @@
  */
 import { expect, onTestFinished, test } from "vitest";
 import { createDatabase } from "../support/database.ts";
+import { startPgBouncer } from "../support/pgbouncer.ts";
 import { spawnNode } from "../support/process.ts";
 import { type FaultProxy, startProxy } from "../support/proxy.ts";
 import { type FleetWorker, fleet, rescues } from "./fleet.ts";
-import { startTransactionPooler } from "./transaction-pooler.ts";
 import { dataOf } from "./world.ts";
 
 const world = fleet();
@@ -100,8 +100,8 @@ test.each(["refused", "silent"] as const)(
 );
 
 test("a worker whose database is behind a transaction pooler needs a direct connection beside it, and says so", async () => {
-  const pooler = await startTransactionPooler(world.bench.url, 5);
-  onTestFinished(() => pooler.close());
+  const pooler = await startPgBouncer(world.bench.url, 5);
+  onTestFinished(() => pooler.stop());
   const refuses = async (more: Record<string, string>) => {
     const entry = new URL("../../apps/worker/src/main.ts", import.meta.url);
     const worker = spawnNode(entry, { env: world.environment(more) });

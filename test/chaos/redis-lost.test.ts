@@ -31,5 +31,5 @@ test.each([
   expect(runs.filter((run) => run.epoch !== 1)).toEqual([]);
   expect(world.models.count).toBe(400);
   expect(world.endpoint.calls).toHaveLength(200);
-  await world.wakesFlow(at(), workers);
+  await world.ringsReach(at(), workers);
 });

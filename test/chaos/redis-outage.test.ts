@@ -70,7 +70,7 @@ test.each(outages)(
   async ({ name, begin, end, seconds, refusal }) => {
     world.threeSteps();
     const [api, ...workers] = await Promise.all([world.api(at()), world.worker(at()), world.worker(at())]);
-    await world.wakesFlow(at(), workers);
+    await world.ringsReach(at(), workers);
     expect(await api.ready()).toEqual({ code: 200, degraded: [] });
     const before = refusal ? await errors(refusal) : 0;
     const asked = world.models.count;
@@ -108,7 +108,7 @@ test.each(outages)(
     } finally {
       await end();
     }
-    await world.wakesFlow(at(), workers);
+    await world.ringsReach(at(), workers);
     await expect.poll(() => api.ready()).toEqual({ code: 200, degraded: [] });
   },
 );

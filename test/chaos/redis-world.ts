@@ -2,7 +2,6 @@
  * What tests that break the queue share, on top of `world.ts`: runs of three steps with a query of their own each, an API process, and what
  * must hold in the end: every run final exactly once, its log without a gap, and no step asked for twice.
  */
-import { setTimeout as delay } from "node:timers/promises";
 import { fromWireId, loadConfig } from "@drover/protocol";
 import { openQueue, queueConfig, type WakeQueue } from "@drover/queue";
 import { createSubmitter } from "@drover/runs";
@@ -10,8 +9,7 @@ import { afterEach, expect, vi } from "vitest";
 import { input, logger, submission } from "../runs/bench.ts";
 import type { Gate } from "../support/model-server.ts";
 import { type SpawnedNode, spawnNode } from "../support/process.ts";
-import { redisCommand } from "../support/redis.ts";
-import { chaos } from "./world.ts";
+import { chaos, withMore } from "./world.ts";
 
 /** Outages in their full length and all of the load; otherwise a tenth and a fifth. */
 export const full = process.env.DROVER_CHAOS === "full";
@@ -95,39 +93,7 @@ export function queueChaos() {
     return rows;
   }
 
-  /** Whether a wake-up carried the run: its job, on this Redis, was taken before the claim and was done after the run had ended. */
-  async function isCarried(node: string, at: Required<QueueEnv>, run: Ended): Promise<boolean> {
-    const { rows } = await world.bench.pool.query<{ started: number; finished: number }>(
-      `SELECT (extract(epoch FROM started_at) * 1000)::float8 AS started, (extract(epoch FROM finished_at) * 1000)::float8 AS finished
-       FROM runs WHERE id = $1`,
-      [run.id],
-    );
-    const { started, finished } = rows[0]!;
-    const key = `${at.DROVER_QUEUE_PREFIX}:runs:run-${run.id}-1`;
-    const job = async () => {
-      const [taken, done] = (await redisCommand(node, "HMGET", key, "processedOn", "finishedOn")) as string[];
-      return done ? Number(taken) <= started && Math.floor(finished) <= Number(done) : undefined;
-    };
-    // The job is done a moment after its run; what never gets done, or is not there, carried nothing.
-    for (let times = 0; times < 10; times++) {
-      const carried = await job().catch(() => undefined);
-      if (carried !== undefined) return carried;
-      await delay(50);
-    }
-    return false;
-  }
-
-  return {
-    get bench() {
-      return world.bench;
-    },
-    get models() {
-      return world.models;
-    },
-    get endpoint() {
-      return world.endpoint;
-    },
-    waiting: world.waiting,
+  return withMore(world, {
     open,
     /** A worker process on this queue, ready to claim. Where none dies the lease is long: on a busy machine nobody is to be taken for dead. */
     worker: (at: QueueEnv, more: Record<string, string> = {}) =>
@@ -152,23 +118,22 @@ export function queueChaos() {
       const steps = world.models.calls.map(({ query, turn }) => `${query} ${turn}`);
       return [...new Set(steps.filter((step, index) => steps.indexOf(step) !== index))];
     },
-    /** Resolves when each of these workers has had a run carried by a wake-up. `node` is the server that has the jobs. */
-    async wakesFlow(
-      at: Required<QueueEnv>,
-      workers: SpawnedNode[],
-      node: () => Promise<string> = async () => at.REDIS_URL,
-    ): Promise<void> {
+    /** Resolves when each of these workers has heard a ring from now on, and carried what it was for. */
+    async ringsReach(at: QueueEnv, workers: SpawnedNode[], { withRun = true } = {}): Promise<void> {
       const queue = await open(at);
-      const silent = new Set(workers.map((worker) => worker.lines.find((line) => line.startsWith("ready"))!.slice(6)));
-      const look = async () => {
-        // As many at once as there are workers, so that nobody who waits is left out for long.
-        const { submit } = createSubmitter({ ...world.bench, queue, logger });
-        const runs = await Promise.all(workers.map(() => submit(one())));
-        for (const run of await ended(runs.map(({ id }) => id)))
-          if (await isCarried(await node(), at, run)) silent.delete(run.workers[0]!);
-        return silent.size;
+      const rings = (worker: SpawnedNode) => worker.lines.filter((line) => line === "rung").length;
+      const before = new Map(workers.map((worker) => [worker, rings(worker)]));
+      const silent = async () => {
+        // Eight at once, so that one quick worker does not hear them all before another has asked.
+        await queue.wake(1000).catch(() => {});
+        const left = workers.filter((worker) => rings(worker) <= before.get(worker)!);
+        // Should one never be reached, what it wrote last says why.
+        return left.map((worker) => worker.lines.slice(-5));
       };
-      await expect.poll(look, { timeout: 60_000, interval: 100 }).toBe(0);
+      await expect.poll(silent, { timeout: 60_000, interval: 100 }).toEqual([]);
+      if (!withRun) return;
+      const { submit } = createSubmitter({ ...world.bench, queue, logger });
+      await ended([(await submit(one())).id]);
     },
     /** An API process on this queue. */
     async api(at: QueueEnv) {
@@ -209,5 +174,5 @@ export function queueChaos() {
         },
       };
     },
-  };
+  });
 }

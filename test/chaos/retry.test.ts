@@ -10,7 +10,7 @@ async function retry(id: string): Promise<string> {
   const { pool, blobs, queue } = world.bench;
   const asked = { tenant: "default", id, changes: {}, callbackDecides: false, actor: "key_person", leaseMs: 2000 };
   const { id: again, made } = (await retryRun(pool, blobs, asked))!;
-  await wakeRuns(pool, queue, [made!]);
+  await wakeRuns(queue, [made!]);
   return again;
 }
 

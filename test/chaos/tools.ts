@@ -74,7 +74,7 @@ interface ToolCall {
 
 export async function startToolEndpoint() {
   const calls: ToolCall[] = [];
-  const held: ServerResponse[] = [];
+  const held: { effect: string; response: ServerResponse }[] = [];
   let holding = false;
   let waiting: (() => void)[] = [];
   const server = createServer(async (request, response) => {
@@ -83,7 +83,7 @@ export async function startToolEndpoint() {
     calls.push({ effect: request.url!.slice(1), ...JSON.parse(body), at: Date.now() });
     for (const resolve of waiting) resolve();
     waiting = [];
-    if (holding) held.push(response);
+    if (holding) held.push({ effect: request.url!.slice(1), response });
     else response.end("done");
   }).listen(0, "127.0.0.1");
   await once(server, "listening");
@@ -96,7 +96,14 @@ export async function startToolEndpoint() {
     },
     release: () => {
       holding = false;
-      for (const response of held.splice(0)) response.end("done");
+      for (const { response } of held.splice(0)) response.end("done");
+    },
+    /** Answers those that are held and came for this effect; the others, and whoever comes later, wait on. */
+    releaseOnly: (effect: string) => {
+      for (const call of held.splice(0)) {
+        if (call.effect === effect) call.response.end("done");
+        else held.push(call);
+      }
     },
     /** Resolves when this many calls have arrived. */
     called: async (count: number) => {

@@ -2,6 +2,7 @@
  * A worker as its own process, for tests that kill it: the real run worker with tools that call an endpoint of the test. It kills itself,
  * by SIGKILL, the moment KILL_AFTER steps of its runs are committed, an event of the type KILL_AT is, or a run has left it with the status
  * KILL_LEFT. With HOLD_BEFORE its tools say `entered <tool>` instead of calling.
+ * It says `rung` whenever it hears a ring.
  */
 
 import { defaultAgent, ToolRegistry } from "@drover/harness";
@@ -28,7 +29,18 @@ const worker = await startWorker({
   pool,
   directUrl: url,
   blobs: postgresBlobs(pool),
-  queue,
+  queue: {
+    ...queue,
+    consume: (options) =>
+      queue.consume({
+        ...options,
+        hear: () => {
+          const heard = options.hear();
+          if (heard) console.log("rung");
+          return heard;
+        },
+      }),
+  },
   signals,
   logger,
   agents: {
@@ -46,15 +58,13 @@ const worker = await startWorker({
   leaseMs: config.LEASE_SECONDS * 1000,
   partialEveryMs: config.PARTIAL_EVERY_SECONDS * 1000,
   workspaces: config.DROVER_WORKSPACES,
-  observer: {
-    logged: (_run, event) => {
-      if (event.type === process.env.KILL_AT) die();
-      if (event.type !== "model.call" && event.type !== "tool.result") return;
-      if (++steps === killAfter) die();
-    },
-    left: (_run, left) => {
-      if (left && left.status === process.env.KILL_LEFT) die();
-    },
+  observe: (told) => {
+    if (told.type === "left" && told.moved.status === process.env.KILL_LEFT) die();
+    if (told.type !== "logged") return;
+    const { event } = told;
+    if (event.type === process.env.KILL_AT) die();
+    if (event.type !== "model.call" && event.type !== "tool.result") return;
+    if (++steps === killAfter) die();
   },
 });
 console.log(`ready ${worker.workerId}`);

@@ -1,18 +1,13 @@
 /** What tests that kill workers share: a database, a scripted model, the tools' endpoint, and worker processes that die with the test. */
-import {
-  checkDecision,
-  type EventData,
-  type EventType,
-  type LogEvent,
-  ToolRegistry,
-  type WantedDecision,
-} from "@drover/harness";
+import { type EventData, type EventType, type LogEvent, ToolRegistry } from "@drover/harness";
+import { checkDecision, type WantedDecision } from "@drover/harness/worker";
 import { fromWireId } from "@drover/protocol";
 import { decideApproval, type Run, readApproval, readLog, readOutcome, readRun, wakeRuns } from "@drover/runs";
 import { afterAll, afterEach, beforeAll, beforeEach, expect, inject, vi } from "vitest";
 import { createBench } from "../runs/bench.ts";
 import { type ModelServer, startModelServer } from "../support/model-server.ts";
 import { type SpawnedNode, spawnNode } from "../support/process.ts";
+import { foundTwice } from "../support/twice.ts";
 import { endpointTools, startToolEndpoint } from "./tools.ts";
 
 const entry = new URL("./worker-process.ts", import.meta.url);
@@ -20,6 +15,16 @@ const patience = { timeout: 25_000, interval: 25 };
 
 export function dataOf<T extends EventType>(log: LogEvent[], type: T): EventData[T][] {
   return log.flatMap((event) => (event.type === type ? [event.data as EventData[T]] : []));
+}
+
+/** A world with more in it. What it has already stays live: its getters are read when somebody asks. */
+export function withMore<W extends object, M extends object>(world: W, more: M): W & M {
+  return Object.defineProperties(Object.create(world), Object.getOwnPropertyDescriptors(more));
+}
+
+/** The id under which a worker process of `start` claims; it may have said other things before. */
+export function workerIdOf(worker: SpawnedNode): string {
+  return worker.lines.find((line) => line.startsWith("ready "))!.slice("ready ".length);
 }
 
 /** Call it once at the top of a test file. */
@@ -42,6 +47,7 @@ export function chaos() {
   afterEach(async () => {
     await Promise.all(workers.splice(0).map((worker) => worker.kill("SIGKILL")));
     await Promise.all([models.close(), endpoint.close()]);
+    expect(await foundTwice(bench.pool)).toEqual([]);
     // What a test left waiting is no business of the next one.
     await bench.pool.query("DELETE FROM runs WHERE of_run IS NOT NULL");
     await bench.pool.query("DELETE FROM runs");
@@ -104,7 +110,7 @@ export function chaos() {
       const checked = await checkDecision(question, { ...wanted, by: "key_person" }, tool);
       if ("problem" in checked) throw new Error(checked.problem.message);
       const { resumed } = await decideApproval(bench.pool, bench.blobs, asked, checked.decision);
-      if (wake) await wakeRuns(bench.pool, bench.queue, resumed ? [resumed] : []);
+      if (wake) await wakeRuns(bench.queue, resumed ? [resumed] : []);
     },
     /** Resolves when the log has an event of this type. */
     logged: (id: string, type: EventType) =>

@@ -138,7 +138,7 @@ describe("exit codes of a run's end", () => {
   });
 
   it("1 for a failed run, with its error, followed or waited for", async () => {
-    const id = await submitted("hello", "--model", "nobody/nothing");
+    const id = await submitted("hello", "--model", "openai/nothing");
     const followed = await client("events", id, "--follow");
     expect(followed).toMatchObject({ code: 1, stdout: expect.stringContaining("failed (invalid_input)") });
     const result = await client("result", id, "--json");

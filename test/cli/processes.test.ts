@@ -1,6 +1,7 @@
 /** `drover api`, `worker` and `migrate` as a deployment runs them, and `dev` over servers of one's own. */
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { createEmptyDatabase, type TestDatabase } from "../support/database.ts";
+import { migrationNames } from "../support/migrations.ts";
 import { freePort } from "../support/ports.ts";
 import { redisUrl } from "../support/redis.ts";
 import { drover, startDrover, temporaryFolder, until } from "./drover.ts";
@@ -43,7 +44,7 @@ it("migrate, api, worker, keys: a service of single processes, stopped by SIGTER
   const first = await drover(["migrate", "--json"], { env });
   expect(first.code, first.stderr).toBe(0);
   expect(first.json()).toMatchObject({
-    ran: ["0001_initial", "0002_door", "0003_liveness", "0004_events", "0005_retry"],
+    ran: migrationNames,
     queue: "postgres",
   });
   expect(await drover(["migrate"], { env })).toMatchObject({

@@ -2,7 +2,8 @@
  * A run that passes the door in every way, and a process that dies at every single append of it: before the event is written, or after it
  * is and before anybody hears of it. Going on from the log ends as if nothing had happened, and nothing has happened twice.
  */
-import { AgentHarness, type AnyTool, fold, type LogEvent, type RunLog } from "@drover/harness";
+import { AgentHarness, type AnyTool, type LogEvent, type RunLog } from "@drover/harness";
+import { fold } from "@drover/harness/worker";
 import { uuidv7 } from "@drover/protocol";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { z } from "zod";

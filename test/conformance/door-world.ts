@@ -7,7 +7,6 @@ import {
   AgentHarness,
   type AnyTool,
   type ApprovalRequest,
-  checkDecision,
   type EventData,
   type EventType,
   type LogEvent,
@@ -16,8 +15,8 @@ import {
   type RunInput,
   type RunLog,
   ToolRegistry,
-  type WantedDecision,
 } from "@drover/harness";
+import { checkDecision, type WantedDecision } from "@drover/harness/worker";
 import { createModels, modelConfig } from "@drover/llm";
 import { fromWireId, toWireId, uuidv7 } from "@drover/protocol";
 import { openSignals, queueConfig, type Signals } from "@drover/queue";
@@ -211,7 +210,7 @@ export async function durableWorld(models: ModelServer): Promise<DoorWorld> {
         const checked = await checkDecision(question, { ...wanted, by: person }, tool);
         if ("problem" in checked) throw new Error(`${checked.problem.path}: ${checked.problem.message}`);
         const { resumed } = await decideApproval(bench.pool, bench.blobs, asked, checked.decision);
-        if (resumed) await wakeRuns(bench.pool, bench.queue, [resumed]);
+        if (resumed) await wakeRuns(bench.queue, [resumed]);
         return await rest(id);
       },
       async expire(question) {
@@ -231,7 +230,7 @@ export async function durableWorld(models: ModelServer): Promise<DoorWorld> {
           { maxCostUsd, actionBudget },
           person,
         );
-        if (answer?.resumed) await wakeRuns(bench.pool, bench.queue, [answer.resumed]);
+        if (answer?.resumed) await wakeRuns(bench.queue, [answer.resumed]);
         return await rest(id);
       },
     };

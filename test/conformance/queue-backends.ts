@@ -12,14 +12,10 @@ export interface Place {
   postgresUrl: string;
   /** The same place, seen through another port. */
   through(port: number): { config: QueueConfig; postgresUrl: string };
-  /** Deletes what the backend knows of one job. */
-  forget(jobId: string): Promise<void>;
-  /** Takes away the lock of an active job. */
-  unlock(jobId: string): Promise<void>;
   /** Deletes everything, of everybody. */
   flush(): Promise<void>;
-  /** What is stored of a job. */
-  stored(jobId: string): Promise<{ data: unknown; returned: unknown; options: Record<string, unknown> }>;
+  /** The jobs that are stored, finished ones too: their ids and what they carry. */
+  jobs(): Promise<{ id: string; data: unknown }[]>;
   /** Hears all that signals send, raw. */
   tap(): Promise<Tap>;
   /** A URL for `DATABASE_URL`/`REDIS_URL` in a child process. */
@@ -68,26 +64,18 @@ export async function startRedisServer(cluster: boolean): Promise<Server> {
       const prefix = `{t${randomBytes(4).toString("hex")}}`;
       const config = (url: string) => queueConfig.parse({ REDIS_URL: url, DROVER_QUEUE_PREFIX: prefix });
       const url = cluster ? `${redis.url},` : redis.url;
-      const key = (jobId: string) => `${prefix}:runs:${jobId}`;
       return {
         config: config(url),
         postgresUrl: noPostgres,
         through: (at) => ({ config: config(`redis://127.0.0.1:${at}`), postgresUrl: noPostgres }),
-        async forget(jobId) {
-          await command("DEL", key(jobId));
-          await command("LREM", `${prefix}:runs:wait`, 0, jobId);
-          await command("ZREM", `${prefix}:runs:prioritized`, jobId);
-        },
-        async unlock(jobId) {
-          await command("DEL", `${key(jobId)}:lock`);
-        },
         async flush() {
           await command("FLUSHALL");
         },
-        async stored(jobId) {
-          const read = async (field: string) =>
-            JSON.parse(((await command("HGET", key(jobId), field)) as string) ?? "null");
-          return { data: await read("data"), returned: await read("returnvalue"), options: await read("opts") };
+        async jobs() {
+          const found = (await command("KEYS", `${prefix}:doorbell:bell-*`)) as string[];
+          const keys = found.filter((key) => !key.endsWith(":lock")).sort();
+          const data = await Promise.all(keys.map((key) => command("HGET", key, "data")));
+          return keys.map((key, index) => ({ id: key.split(":").at(-1)!, data: JSON.parse(data[index] as string) }));
         },
         async tap() {
           const messages: Tap["messages"] = [];
@@ -130,19 +118,10 @@ export function postgresPlace(url: string): Place {
       other.port = String(port);
       return { config, postgresUrl: other.href };
     },
-    forget: async (jobId) => {
-      await query("DELETE FROM bullmq.job WHERE id = $1", [jobId]);
-    },
-    unlock: async (jobId) => {
-      await query("UPDATE bullmq.job SET lock_token = 'gone', locked_until_ms = 0 WHERE id = $1", [jobId]);
-    },
     flush: async () => {
       await query("TRUNCATE bullmq.job CASCADE");
     },
-    stored: async (jobId) => {
-      const { rows } = await query("SELECT data, return_value, opts FROM bullmq.job WHERE id = $1", [jobId]);
-      return { data: rows[0].data, returned: rows[0].return_value, options: rows[0].opts };
-    },
+    jobs: async () => (await query("SELECT id, data FROM bullmq.job ORDER BY id")).rows,
     async tap() {
       const messages: Tap["messages"] = [];
       const client = new pg.Client({ connectionString: url });

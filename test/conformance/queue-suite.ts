@@ -1,6 +1,5 @@
-/** What the suites of the wake queue share: handlers that note what they get, waiting, and one server for a group of tests. */
-import { randomUUID } from "node:crypto";
-import { type ConsumeOptions, openQueue, type WakeQueue, type WakeUp } from "@drover/queue";
+/** What the suites of the wake queue share: listeners that count what they hear, waiting, and one server for a group of tests. */
+import { type ConsumeOptions, openQueue, type WakeQueue } from "@drover/queue";
 import { createLogger } from "@drover/telemetry";
 import { afterAll, afterEach, beforeAll, expect } from "vitest";
 import type { Place, Server } from "./queue-backends.ts";
@@ -9,9 +8,6 @@ export const logger = createLogger({ name: "test", level: process.env.DROVER_TES
 /** Soon enough for a test, long enough for a busy machine. */
 export const quick = { lockDurationMs: 2000, stalledIntervalMs: 500 };
 export const patience = { timeout: 25_000, interval: 50 };
-
-export const run = (priority = 0, wake = 1): WakeUp => ({ runId: randomUUID(), wake, priority });
-export const id = (item: WakeUp) => `run-${item.runId}-${item.wake}`;
 
 /** Asks until there is an answer: the backend may be away for a while. */
 export const answers = (ask: () => Promise<unknown>) =>
@@ -26,25 +22,17 @@ export const answers = (ask: () => Promise<unknown>) =>
     )
     .toBe(true);
 
-export function gate() {
-  let open = () => {};
-  const opened = new Promise<void>((resolve) => {
-    open = resolve;
-  });
-  return { open, opened };
-}
-
-/** A handler that notes what it is called with. */
-export function recorder(answer: ConsumeOptions["handle"] = async () => "done") {
-  const seen: string[] = [];
-  const handle: ConsumeOptions["handle"] = (runId) => {
-    seen.push(runId);
-    return answer(runId);
+/** Who hears rings and counts them; `answer` says whether it could. */
+export function listener(answer: () => boolean = () => true) {
+  const counted = { heard: 0, refused: 0 };
+  const hear: ConsumeOptions["hear"] = () => {
+    const could = answer();
+    counted[could ? "heard" : "refused"]++;
+    return could;
   };
-  /** Resolves when every one of `items` was handled at least once. */
-  const all = (items: WakeUp[]) =>
-    expect.poll(() => items.filter((item) => !seen.includes(item.runId)).length, patience).toBe(0);
-  return { seen, handle, all };
+  /** Resolves when so many rings were heard. */
+  const heard = (atLeast: number) => expect.poll(() => counted.heard, patience).toBeGreaterThanOrEqual(atLeast);
+  return { counted, hear, heard };
 }
 
 /** One server for a group of tests, and queues on it that are closed after each test. */
@@ -63,7 +51,7 @@ export function useServer(start: () => Promise<Server>) {
     const queue = await openQueue(place.config, { logger, postgresUrl: place.postgresUrl });
     open.push(queue);
     // On Redis it is open before it is connected.
-    await answers(() => queue.depth());
+    await answers(() => queue.check());
     return queue;
   }
   return {

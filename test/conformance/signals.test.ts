@@ -298,6 +298,20 @@ describe.each(backends)("signals over $name", ({ start }) => {
     await heard(late, runId, follower);
   });
 
+  test("15,000 runs that one process follows are announced to a publisher that starts later", async () => {
+    const place = await server().place();
+    const there = await openAt(place);
+    const runs = Array.from({ length: 15_000 }, () => ({ runId: randomUUID(), follower: listener() }));
+    for (const { runId, follower } of runs) there.follow(runId, follower);
+    const late = await openAt(place);
+    const deaf = () => {
+      const left = runs.filter(({ follower }) => follower.told.news === 0);
+      for (const { runId } of left.slice(0, 5000)) late.news(runId);
+      return left.length;
+    };
+    await expect.poll(deaf, { ...patience, interval: 200 }).toBe(0);
+  });
+
   test("interest ends 30 s after the last announcement", async () => {
     const place = await server().place();
     const tap = await place.tap();

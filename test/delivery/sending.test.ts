@@ -3,7 +3,7 @@ import { createEgress } from "@drover/egress";
 import { toWireId } from "@drover/protocol";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
 import { fanOut } from "../../packages/delivery/src/fan-out.ts";
-import { closeBatches } from "../../packages/runs/src/moves.ts";
+import { closeBatches } from "../../packages/runs/src/moves/batch.ts";
 import { freePort } from "../support/ports.ts";
 import { verified } from "../support/receiver.ts";
 import { createWorld, deliveriesOf, type World } from "./world.ts";

@@ -4,8 +4,11 @@ import type { ApprovalRequest, EventData } from "@drover/harness";
 import { toWireId, uuidv7 } from "@drover/protocol";
 import { decideApproval, readApproval, readLinked } from "@drover/runs";
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
-import { createLogWriter } from "../../packages/runs/src/log.ts";
-import { claimRuns, insertRuns, leaveRuns, parkRun } from "../../packages/runs/src/moves.ts";
+import { createLogWriter } from "../../packages/runs/src/log/append.ts";
+import { insertRuns } from "../../packages/runs/src/moves/create.ts";
+import { leaveRuns } from "../../packages/runs/src/moves/leave.ts";
+import { parkRun } from "../../packages/runs/src/moves/park.ts";
+import { claimRuns } from "../support/claim.ts";
 import { type Receiver, verified } from "../support/receiver.ts";
 import { createWorld, newRun, type RunSpec, runInput, type World } from "./world.ts";
 

@@ -3,6 +3,8 @@ import { openPool, postgresBlobs } from "@drover/storage";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
 import { claimDue } from "../../packages/delivery/src/claim.ts";
 import { fanOut } from "../../packages/delivery/src/fan-out.ts";
+import { createOutcomeWriter } from "../../packages/delivery/src/outcome.ts";
+import { manyCopies } from "../support/copies.ts";
 import { startProxy } from "../support/proxy.ts";
 import { verified } from "../support/receiver.ts";
 import { createWorld, deliveriesOf, type World } from "./world.ts";
@@ -45,6 +47,24 @@ describe("between claim and outcome", () => {
     expect((await world.pool.query("SELECT attempt, status_code FROM delivery_attempts")).rows).toEqual([
       { attempt: 2, status_code: 200 },
     ]);
+  });
+
+  test("an outcome that is sent again, since its answer was waited for too long, is written once", async () => {
+    const receiver = await world.receiver(() => never);
+    const run = await world.endRun({ callbackUrl: receiver.url });
+    const worker = world.work();
+    await receiver.waitFor(1);
+    await worker.close(0);
+    const { rows } = await world.pool.query<{ id: string }>("SELECT id FROM deliveries WHERE run_id = $1", [run]);
+    await manyCopies(world, "delivery_attempts", async (hasty) => {
+      const write = createOutcomeWriter(hasty, new AbortController().signal);
+      const attempt = { deliveryId: rows[0]!.id, attempt: 1, result: "retry" as const, pauseMs: 60_000 };
+      const of = { statusCode: 500, error: "status 500", durationMs: 5, recovered: null };
+      expect(await write({ ...attempt, ...of })).toBe("pending");
+    });
+    const [delivery] = await deliveriesOf(world, run);
+    expect(delivery).toMatchObject({ status: "pending", attempts: [{ statusCode: 500 }] });
+    expect((await world.pool.query("SELECT failures FROM deliveries")).rows).toEqual([{ failures: 1 }]);
   });
 
   test.each([

@@ -13,8 +13,11 @@ import type { RunInput } from "@drover/harness";
 import { uuidv7 } from "@drover/protocol";
 import { type Blobs, openPool, type Pool, postgresBlobs } from "@drover/storage";
 import { createLogger, type Logger } from "@drover/telemetry";
-import { createLogWriter } from "../../packages/runs/src/log.ts";
-import { cancelRuns, claimRuns, insertRuns, leaveRuns, type NewRun } from "../../packages/runs/src/moves.ts";
+import { createLogWriter } from "../../packages/runs/src/log/append.ts";
+import { cancelRuns } from "../../packages/runs/src/moves/cancel.ts";
+import { insertRuns, type NewRun } from "../../packages/runs/src/moves/create.ts";
+import { leaveRuns } from "../../packages/runs/src/moves/leave.ts";
+import { claimRuns } from "../support/claim.ts";
 import { createDatabase } from "../support/database.ts";
 import { type Receiver, startReceiver } from "../support/receiver.ts";
 
@@ -95,6 +98,7 @@ export function newRun(spec: RunSpec): NewRun {
     idempotency: null,
     sessionId: null,
     submittedBy: null,
+    model: null,
     hash: null,
   };
 }

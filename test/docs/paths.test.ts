@@ -15,6 +15,17 @@ test.each(pages)("%s names only files that exist", (page) => {
   expect([...named, ...linked].filter((path) => !existsSync(join(root, path)))).toEqual([]);
 });
 
+test.each(["runs", "harness"])("docs/internals.md tells of every file of %s", (name) => {
+  const text = readFileSync(join(root, "docs/internals.md"), "utf8");
+  const section = text.slice(text.indexOf(`## The rooms of \`packages/${name}/src\``)).split("\n## ")[0]!;
+  const rooms = Map.groupBy(globSync("**/*.ts", { cwd: join(root, "packages", name, "src") }), (file) => dirname(file));
+  for (const [room, files] of rooms) {
+    const told = room === "." ? section : section.slice(section.indexOf(`\`${room}/\`:`)).split(/\n`\w+\/`:/)[0]!;
+    expect(told.length, `${room}/ has its paragraph`).toBeGreaterThan(0);
+    for (const file of files) expect(told, `${room}/ of packages/${name}`).toContain(`\`${file.split("/").at(-1)}\``);
+  }
+});
+
 test("no page and no source names a folder of somebody's machine, or a registry's host", () => {
   const files = globSync(
     ["*.{md,json,yml}", "{apps,packages,test,docs,bench,scripts,examples}/**/*.{ts,mjs,md,json}", "Dockerfile.*"],

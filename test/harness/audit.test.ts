@@ -2,7 +2,6 @@
 import { createHash, generateKeyPairSync } from "node:crypto";
 import {
   type AuditEntry,
-  auditJson,
   type BadEntry,
   type ChainedEntry,
   chainHash,
@@ -17,7 +16,7 @@ import {
   signCheckpoint,
   verifyChain,
 } from "@drover/harness";
-import { uuidv7 } from "@drover/protocol";
+import { canonicalJson, uuidv7 } from "@drover/protocol";
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 
@@ -93,13 +92,13 @@ describe("the chain", () => {
   });
 
   test("its JSON has one form for a value, whatever the order of members, and reads back as the same value", () => {
-    expect(auditJson({ b: 1, "10": 2, "9": 3, a: { d: null, c: [] } })).toBe(
+    expect(canonicalJson({ b: 1, "10": 2, "9": 3, a: { d: null, c: [] } })).toBe(
       '{"10":2,"9":3,"a":{"c":[],"d":null},"b":1}',
     );
     fc.assert(
       fc.property(fc.jsonValue(), (value) => {
-        const text = auditJson(value);
-        expect(auditJson(JSON.parse(text))).toBe(text);
+        const text = canonicalJson(value);
+        expect(canonicalJson(JSON.parse(text))).toBe(text);
         expect(JSON.parse(text)).toEqual(JSON.parse(JSON.stringify(value)));
       }),
     );
@@ -107,13 +106,13 @@ describe("the chain", () => {
 
   test("takes JSON of any depth", () => {
     const deep = JSON.parse(`${"[".repeat(100_000)}1${"]".repeat(100_000)}`);
-    expect(auditJson(deep)).toHaveLength(200_001);
+    expect(canonicalJson(deep)).toHaveLength(200_001);
   });
 
   test("of a library's trail verifies, in memory and through an export, odd contents included", async () => {
     const entries = await trail([...odd.map((data) => ({ data: { data } })), {}]);
     expect(entries.map(({ seq }) => seq)).toEqual(entries.map((_, index) => index + 1));
-    const exported = entries.map((entry) => JSON.parse(auditJson(entry)));
+    const exported = entries.map((entry) => JSON.parse(canonicalJson(entry)));
     for (const given of [entries, exported])
       expect(await verifyChain(given)).toEqual([
         {

@@ -2,15 +2,8 @@
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import {
-  AgentHarness,
-  ConfigError,
-  checkConfig,
-  defaultAgent,
-  defineConfig,
-  loadConfigFile,
-  ToolRegistry,
-} from "@drover/harness";
+import { AgentHarness, ConfigError, checkConfig, defaultAgent, defineConfig, ToolRegistry } from "@drover/harness";
+import { loadConfigFile } from "@drover/harness/worker";
 import { afterEach, describe, expect, it } from "vitest";
 import { z } from "zod";
 import { tool } from "./scripted.ts";

@@ -1,15 +1,6 @@
 /** The one door, stage by stage: what is written before what, and what a stage that fails keeps from happening. */
-import {
-  type AuditEntry,
-  applyEvent,
-  callTool,
-  type DoorOptions,
-  initialState,
-  type NewEvent,
-  openCalls,
-  RunControl,
-  ToolRegistry,
-} from "@drover/harness";
+import { type AuditEntry, type NewEvent, ToolRegistry } from "@drover/harness";
+import { applyEvent, callTool, type DoorOptions, initialState, openCalls, RunControl } from "@drover/harness/worker";
 import { describe, expect, it } from "vitest";
 import { tool } from "./scripted.ts";
 

@@ -1,16 +1,6 @@
 /** The fold of a log, for logs of every shape a crash can leave. */
-import {
-  applyEvent,
-  conversation,
-  type EventData,
-  fold,
-  latestText,
-  type NewEvent,
-  openCalls,
-  type RunInput,
-  toNanos,
-  toUsd,
-} from "@drover/harness";
+import type { EventData, NewEvent, RunInput } from "@drover/harness";
+import { applyEvent, conversation, fold, latestText, openCalls, toNanos, toUsd } from "@drover/harness/worker";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 

@@ -1,15 +1,6 @@
 /** What answers after it was given up: the run is over it, its answer is dropped, and that is counted. */
-import {
-  type AnyTool,
-  fold,
-  type LoopOptions,
-  type NewEvent,
-  noBudget,
-  RunControl,
-  type RunInput,
-  runLoop,
-  ToolRegistry,
-} from "@drover/harness";
+import { type AnyTool, type NewEvent, type RunInput, ToolRegistry } from "@drover/harness";
+import { fold, type LoopOptions, noBudget, RunControl, runLoop } from "@drover/harness/worker";
 import type { Model, ModelResult } from "@drover/llm";
 import { expect, it } from "vitest";
 import { tool } from "./scripted.ts";

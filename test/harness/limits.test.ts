@@ -3,7 +3,8 @@
  * a limit is far from it.
  */
 import { setTimeout as delay } from "node:timers/promises";
-import { type HarnessConfig, RunControl, type RunOptions } from "@drover/harness";
+import type { HarnessConfig, RunOptions } from "@drover/harness";
+import { RunControl } from "@drover/harness/worker";
 import { describe, expect, it } from "vitest";
 import { type ScriptEntry, startModelServer } from "../support/model-server.ts";
 import { anthropic, eventsOf, harnessOn, openLog, tool, types } from "./scripted.ts";

@@ -3,21 +3,17 @@
  * each of these needs the same scripted owner.
  */
 import { getEventListeners } from "node:events";
+import { type AnyTool, type EventData, type NewEvent, type RunInput, ToolRegistry } from "@drover/harness";
 import {
-  type AnyTool,
   applyEvent,
-  type EventData,
   early,
   fold,
   type LoopOptions,
-  type NewEvent,
   noBudget,
   RunControl,
-  type RunInput,
   runLoop,
   type StopCause,
-  ToolRegistry,
-} from "@drover/harness";
+} from "@drover/harness/worker";
 import type { Model, ModelCallOptions, ModelReply, ModelRequest, ModelResult } from "@drover/llm";
 import { describe, expect, it } from "vitest";
 import { spawnNode } from "../support/process.ts";

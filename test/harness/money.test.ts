@@ -1,5 +1,6 @@
 /** Money in the library: one cap over all runs of a harness, whatever becomes of each. */
-import { type HarnessConfig, type LogEvent, memoryBudget } from "@drover/harness";
+import type { HarnessConfig, LogEvent } from "@drover/harness";
+import { memoryBudget } from "@drover/harness/worker";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import { createGate, type ModelServer, startModelServer } from "../support/model-server.ts";
 import { harnessOn, openLog } from "./scripted.ts";

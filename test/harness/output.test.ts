@@ -1,7 +1,7 @@
 /** What a tool returned, as text: what `JSON.stringify` writes, up to a bound, in bounded memory and with turns for others. */
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { firstBytes, shape, written } from "../../packages/harness/src/output.ts";
+import { firstBytes, shape, written } from "../../packages/harness/src/door/output.ts";
 import { spawnNode } from "../support/process.ts";
 
 /** What JSON makes of it, or the kind of error. */

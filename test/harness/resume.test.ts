@@ -2,7 +2,8 @@
  * A run that goes on from its log: cut after every single event, it ends as if nothing had happened, repeats nothing that is
  * finished, and its prompts are the same bytes, so that a provider's cache finds its prefix again.
  */
-import { type AnyTool, fold, type LogEvent, type NewEvent, type RunState } from "@drover/harness";
+import type { AnyTool, LogEvent, NewEvent } from "@drover/harness";
+import { fold, type RunState } from "@drover/harness/worker";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import { type ModelServer, type ScriptEntry, startModelServer } from "../support/model-server.ts";
 import { anthropic, eventsOf, harnessOn, logFrom, openLog, tool, types } from "./scripted.ts";

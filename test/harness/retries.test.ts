@@ -1,5 +1,6 @@
 /** Failures of the model that pass, and those that do not: what is tried again in place, what costs an attempt, what ends the run. */
-import { backoffMs, type LogEvent, type RunOptions } from "@drover/harness";
+import type { LogEvent, RunOptions } from "@drover/harness";
+import { backoffMs } from "@drover/harness/worker";
 import fc from "fast-check";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import { type ModelServer, type ScriptEntry, startModelServer } from "../support/model-server.ts";

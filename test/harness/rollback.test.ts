@@ -2,15 +2,13 @@
 import {
   type AnyTool,
   defineTool,
-  fold,
   type LoggedToolCall,
   type NewEvent,
-  planRollback,
   RollbackCoordinator,
-  type RollbackPlan,
   ToolRegistry,
   type ToolResult,
 } from "@drover/harness";
+import { fold, planRollback, type RollbackPlan } from "@drover/harness/worker";
 import { describe, expect, it } from "vitest";
 import { z } from "zod";
 

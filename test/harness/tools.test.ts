@@ -1,4 +1,7 @@
-/** The one door: whatever a tool is given, does or gives back, the model sees a result and the run goes on. */
+/**
+ * The one door: whatever a tool is given, does or gives back, the model sees a result and the run goes on. Over 500 lines
+ * because every stage needs the same calls.
+ */
 import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";

@@ -3,11 +3,13 @@
  * follow live, receive the signed webhook, read the result.
  */
 import { toWireId, uuidv7 } from "@drover/protocol";
+import pg from "pg";
 import { Webhook } from "standardwebhooks";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, inject, test } from "vitest";
 import { startToolEndpoint } from "../chaos/tools.ts";
 import { createDatabase } from "../support/database.ts";
 import { type ModelServer, startModelServer } from "../support/model-server.ts";
+import { startPgBouncer, type TestPooler } from "../support/pgbouncer.ts";
 import { freePort } from "../support/ports.ts";
 import { type SpawnedNode, spawnNode } from "../support/process.ts";
 import { startReceiver } from "../support/receiver.ts";
@@ -21,7 +23,28 @@ const models = {
   "openai-compatible": "ollama/qwen3",
 } as const;
 
-describe.each(["redis", "postgres"] as const)("BullMQ on %s", (backend) => {
+/** Others of the same pooler: ten clients, each with a transaction of 50 ms after the other, so that there is always a queue. */
+function startLoad(url: string): { stop(): Promise<void> } {
+  const pool = new pg.Pool({ connectionString: url, max: 10 });
+  pool.on("error", () => {});
+  let stopped = false;
+  const all = Array.from({ length: 10 }, async () => {
+    while (!stopped) await pool.query("SELECT pg_sleep(0.05)");
+  });
+  return {
+    async stop() {
+      stopped = true;
+      await Promise.all(all);
+      await pool.end();
+    },
+  };
+}
+
+describe.each([
+  ["redis", "directly"],
+  ["postgres", "directly"],
+  ["redis", "through a busy PgBouncer"],
+] as const)("BullMQ on %s, Postgres %s", (backend, way) => {
   let server: ModelServer;
   let endpoint: Awaited<ReturnType<typeof startToolEndpoint>>;
   let receiver: Awaited<ReturnType<typeof startReceiver>>;
@@ -29,11 +52,18 @@ describe.each(["redis", "postgres"] as const)("BullMQ on %s", (backend) => {
   let api: SpawnedNode;
   let worker: SpawnedNode;
   let url: string;
+  let pooler: TestPooler | undefined;
+  let load: { stop(): Promise<void> } | undefined;
 
   beforeAll(async () => {
     [server, endpoint, database] = await Promise.all([startModelServer(), startToolEndpoint(), createDatabase()]);
+    if (way !== "directly") {
+      pooler = await startPgBouncer(database.url);
+      load = startLoad(pooler.url);
+    }
     const env = {
-      DATABASE_URL: database.url,
+      DATABASE_URL: pooler?.url ?? database.url,
+      DATABASE_DIRECT_URL: database.url,
       REDIS_URL: backend === "redis" ? inject("redisUrl") : undefined,
       DROVER_QUEUE_PREFIX: `{${database.name}}`,
       DROVER_BOOTSTRAP_KEY: key,
@@ -51,6 +81,8 @@ describe.each(["redis", "postgres"] as const)("BullMQ on %s", (backend) => {
   });
   afterAll(async () => {
     await Promise.all([api.kill(), worker.kill()]);
+    await load?.stop();
+    await pooler?.stop();
     await Promise.all([server.close(), endpoint.close()]);
     await database.drop();
   });

@@ -7,8 +7,10 @@ import { createSubmitter, type Submission } from "@drover/runs";
 import { openPool, type Pool, postgresBlobs } from "@drover/storage";
 import { createLogger } from "@drover/telemetry";
 import { inject } from "vitest";
-import { encodeData } from "../../packages/runs/src/log.ts";
-import { type ClaimedRun, claimRuns, type Leaving } from "../../packages/runs/src/moves.ts";
+import { encodeData } from "../../packages/runs/src/log/append.ts";
+import type { ClaimedRun } from "../../packages/runs/src/moves/claim.ts";
+import type { Leaving } from "../../packages/runs/src/moves/leave.ts";
+import { claimRuns } from "../support/claim.ts";
 import { createDatabase } from "../support/database.ts";
 
 export const logger = createLogger({ name: "test", level: process.env.TEST_LOG ?? "silent" });
@@ -34,8 +36,9 @@ export const submission = (more: Partial<Submission> = {}): Submission => ({
   ...more,
 });
 
-export async function createBench() {
-  const database = await createDatabase();
+/** `url`: of a migrated database on a server of the test's own; it is left as it is. */
+export async function createBench(url?: string) {
+  const database = url === undefined ? await createDatabase() : { url, name: new URL(url).port, drop: async () => {} };
   const pool: Pool = openPool({ url: database.url, logger, max: 20 });
   await addTenant(pool, "default");
   const blobs = postgresBlobs(pool);

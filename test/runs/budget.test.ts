@@ -1,11 +1,12 @@
 /** Money of tenants and sessions: set aside before a call, charged with it, given back whatever happens; never more than there is. */
 import { randomUUID } from "node:crypto";
-import { toNanos } from "@drover/harness";
+import { toNanos } from "@drover/harness/worker";
 import { type CapChange, readBudget, type Submission, setBudget } from "@drover/runs";
-import { beforeEach, describe, expect, test } from "vitest";
-import { createBudgets, releaseOrphans } from "../../packages/runs/src/budget.ts";
-import { takeOver } from "../../packages/runs/src/moves.ts";
-import { addTenant, input } from "./bench.ts";
+import { openPool } from "@drover/storage";
+import { beforeEach, describe, expect, onTestFinished, test } from "vitest";
+import { createBudgets, releaseOrphans } from "../../packages/runs/src/money/budget.ts";
+import { takeOver } from "../../packages/runs/src/moves/rescue.ts";
+import { addTenant, input, logger } from "./bench.ts";
 import { dataOf, live } from "./live.ts";
 import { createOwner } from "./owner.ts";
 
@@ -315,6 +316,52 @@ describe("what counts", () => {
     expect(await accounts()).toMatchObject([{ level: "tenant_month", used: one, reserved: 0 }]);
   });
 
+  test("the first reservation of a session, a day or a month reads none of the tenant's history", async () => {
+    const { bench } = world;
+    const owner = await createOwner(bench);
+    const template = await owner.own({ tenant });
+    // Finished runs of last year and of today, of many sessions.
+    await bench.pool.query(
+      `INSERT INTO runs (id, tenant, agent, session_id, status, woken, available_at, soft_ms, hard_ms, cost_nanos, finished_at)
+       SELECT overlay(gen_random_uuid()::text placing CASE WHEN n % 2 = 0 THEN '0190' ELSE substr($1::text, 1, 4) END from 1 for 4)::uuid, $2,
+              'default', md5((n % 500)::text)::uuid, 'completed', true, now(), 1000, 2000, 1000, now()
+       FROM generate_series(1, 20000) n`,
+      [template.id, tenant],
+    );
+    await bench.pool.query("ALTER TABLE runs SET (autovacuum_enabled = false); ANALYZE runs");
+    await setCap({ day: 1e12, month: 1e12, session: 1e9 });
+    const pool = openPool({ url: bench.url, logger, max: 1 });
+    onTestFinished(() => pool.end());
+    const read = async () => {
+      await pool.query("SELECT pg_stat_force_next_flush()");
+      const { rows } = await bench.pool.query(
+        "SELECT pg_stat_clear_snapshot(), seq_tup_read + coalesce(idx_tup_fetch, 0) AS rows FROM pg_stat_user_tables WHERE relname = 'runs'",
+      );
+      return rows[0].rows as number;
+    };
+    const budgets = createBudgets(pool, signal);
+    const before = await read();
+    const sessions = [randomUUID(), (await bench.pool.query("SELECT md5('7')::uuid AS id")).rows[0].id];
+    for (const sessionId of sessions) {
+      const budget = budgets({ id: template.id, epoch: template.epoch, tenant, sessionId, capped: true }, signal);
+      expect(await budget.reserve(1000, 1)).toEqual({ granted: 1000 });
+    }
+    // The old session's own 40 runs, and what the run itself takes.
+    expect((await read()) - before).toBeLessThan(200);
+    const all = await accounts();
+    expect(
+      all
+        .filter(({ level }) => level === "session")
+        .map(({ used }) => used)
+        .sort(),
+    ).toEqual([0, 40_000]);
+    // Another day and month: their accounts begin at nothing.
+    await bench.pool.query("DELETE FROM budget_accounts WHERE tenant = $1 AND level <> 'session'", [tenant]);
+    const budget = budgets({ id: template.id, epoch: template.epoch, tenant, sessionId: null, capped: true }, signal);
+    expect(await budget.reserve(1000, 1)).toEqual({ granted: 1000 });
+    expect((await read()) - before).toBeLessThan(200);
+  });
+
   test("yesterday and last month are over: each has an account of its own", async () => {
     answer(300);
     await world.start();
@@ -333,7 +380,7 @@ describe("what counts", () => {
       ["tenant_day", 7 + one],
       ["tenant_month", now.month.used + one],
     ]);
-    // The day that begins finds no account of its own, and starts with what its own runs cost.
+    // The day that begins finds no account of its own, and starts at nothing: under a cap nobody has spent in it before.
     await world.bench.pool.query(
       "UPDATE budget_accounts SET ref = '2026-01-01', used_nanos = $2 WHERE tenant = $1 AND level = 'tenant_day'",
       [tenant, 10 * one],
@@ -341,7 +388,7 @@ describe("what counts", () => {
     expect((await world.rest(await submit(), tenant)).run.status).toBe("completed");
     expect((await accounts()).filter(({ level }) => level === "tenant_day")).toMatchObject([
       { used: 10 * one },
-      { used: 7 + 2 * one },
+      { used: one },
     ]);
   });
 

@@ -10,6 +10,8 @@ import {
 import { createModels, modelConfig } from "@drover/llm";
 import { openSignals, queueConfig, type Signals } from "@drover/queue";
 import {
+  type AgentSource,
+  type Observe,
   type Run,
   type RunWorker,
   readLog,
@@ -27,6 +29,9 @@ import { createBench, logger } from "./bench.ts";
 export interface Installation {
   tools?: AnyTool[];
   agents?: Record<string, AgentDefinition>;
+  known?: NonNullable<AgentSource["known"]>;
+  noWorkerMs?: number;
+  observe?: Observe;
 }
 
 export function dataOf<T extends EventType>(log: LogEvent[], type: T): EventData[T][] {
@@ -72,7 +77,10 @@ export function live() {
     get models() {
       return models;
     },
-    async start({ tools = [], agents = {} }: Installation = {}, slots = 20): Promise<RunWorker> {
+    async start(
+      { tools = [], agents = {}, known, noWorkerMs, observe }: Installation = {},
+      slots = 20,
+    ): Promise<RunWorker> {
       const source = createModels(modelConfig.parse({ ...models.env(), DROVER_MODEL: "anthropic/claude-sonnet-4-5" }));
       const worker = await startWorker({
         pool: bench.pool,
@@ -86,7 +94,10 @@ export function live() {
           model: (id) => source.resolve(id ?? source.default),
           tools: new ToolRegistry(tools),
           policies: [],
+          ...(known && { known }),
         },
+        ...(noWorkerMs !== undefined && { noWorkerMs }),
+        ...(observe && { observe }),
         slots,
         leaseMs: 2000,
         partialEveryMs: 1000,
@@ -112,6 +123,6 @@ export function live() {
     /** Resolves when a query answers with what is expected. */
     until: async (sql: string, values: unknown[], expected: object) =>
       expect.poll(async () => (await bench.pool.query(sql, values)).rows[0], patience).toMatchObject(expected),
-    wake: (runs: Parameters<typeof wakeRuns>[2]) => wakeRuns(bench.pool, bench.queue, runs),
+    wake: (runs: Parameters<typeof wakeRuns>[1]) => wakeRuns(bench.queue, runs),
   };
 }

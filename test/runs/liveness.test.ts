@@ -3,11 +3,13 @@ import { setImmediate as nextTurn } from "node:timers/promises";
 import { openPool, transaction } from "@drover/storage";
 import pg from "pg";
 import { afterAll, afterEach, beforeAll, expect, onTestFinished, test, vi } from "vitest";
-import { type Liveness, type LivenessOptions, startLiveness } from "../../packages/runs/src/liveness.ts";
-import { takeOver } from "../../packages/runs/src/moves.ts";
-import { workersLockClass } from "../../packages/runs/src/worker-lock.ts";
-import { startTransactionPooler } from "../chaos/transaction-pooler.ts";
+import { type Liveness, type LivenessOptions, startLiveness } from "../../packages/runs/src/liveness/liveness.ts";
+import { workersLockClass } from "../../packages/runs/src/liveness/lock.ts";
+import { identify, isGone } from "../../packages/runs/src/liveness/process.ts";
+import { takeOver } from "../../packages/runs/src/moves/rescue.ts";
 import { createDatabase } from "../support/database.ts";
+import { startPgBouncer } from "../support/pgbouncer.ts";
+import { spawnNode } from "../support/process.ts";
 import { startProxy } from "../support/proxy.ts";
 import { createBench, logger } from "./bench.ts";
 
@@ -40,7 +42,7 @@ async function start(more: Partial<LivenessOptions> = {}): Promise<Liveness & { 
     watchdog: false,
     slots: 1,
     logger,
-    onBeat() {},
+    onBeat: () => ({ runs: [], epochs: [] }),
     onCancel() {},
     onHealth: (healthy) => told.push(healthy ? "up" : "down"),
     onDead: () => told.push("dead"),
@@ -103,8 +105,8 @@ async function startDirectProxy() {
 const dead = (id: string) => expect.poll(async () => (await row(id)).dead_at, patience).not.toBeNull();
 
 test("behind a transaction pooler it refuses to start, and says what to set; with a direct connection beside it, it starts", async () => {
-  const pooler = await startTransactionPooler(bench.url);
-  onTestFinished(() => pooler.close());
+  const pooler = await startPgBouncer(bench.url);
+  onTestFinished(() => pooler.stop());
   await expect(start({ directUrl: pooler.url })).rejects.toThrow(/transaction pooler.*set DATABASE_DIRECT_URL/);
   expect((await bench.pool.query("SELECT FROM workers")).rowCount).toBe(0);
   const pool = openPool({ url: pooler.url, logger, max: 5 });
@@ -116,6 +118,11 @@ test("where the direct connection leads to another database it refuses to start"
   const elsewhere = await createDatabase();
   onTestFinished(() => elsewhere.drop());
   await expect(start({ directUrl: elsewhere.url })).rejects.toThrow(/cannot see its own liveness lock.*same database/);
+  // Nobody has to find it dead there.
+  const there = new pg.Client({ connectionString: elsewhere.url });
+  await there.connect();
+  expect((await there.query("SELECT FROM workers")).rowCount).toBe(0);
+  await there.end();
 });
 
 test("a worker whose session has ended is dead long before its lease is over; one that keeps its session and says nothing, after it", async () => {
@@ -141,6 +148,25 @@ test("an observer condemns nobody before it has watched for one lease, whatever 
   await dead(silent.id);
   const since = (await row(observer.workerId)).started_at.getTime() + leaseMs;
   for (const { id } of [crashed, silent]) expect((await row(id)).dead_at!.getTime()).toBeGreaterThanOrEqual(since);
+});
+
+test("a process is certainly gone when it has ended, or when its pid is somebody else's now, and only where pids mean the same", async () => {
+  const own = identify(process.pid)!;
+  const child = spawnNode(new URL("../support/idle-process.ts", import.meta.url));
+  await child.waitForLine("ready");
+  const theirs = identify(child.pid)!;
+  expect(isGone(own, theirs)).toBe(false);
+  expect(isGone(theirs, own)).toBe(false);
+  const [boot, space, pid, startedAt] = own.split("/");
+  const as = (...parts: unknown[]) => parts.join("/");
+  expect(isGone(own, as(boot, space, pid, Number(startedAt) + 1))).toBe(true);
+  await child.kill("SIGKILL");
+  expect(isGone(own, theirs)).toBe(true);
+  // Another start of the machine, another namespace, nothing known: no proof.
+  const [, , gone, at] = theirs.split("/");
+  for (const other of [as("other", space, gone, at), as(boot, "pid:[1]", gone, at), as(boot, space, "x", at), "", null])
+    expect(isGone(own, other)).toBe(false);
+  expect(isGone(null, theirs)).toBe(false);
 });
 
 test("a worker whose session is ended by the server comes back as the same one, with the same lock, and nobody condemns it", async () => {

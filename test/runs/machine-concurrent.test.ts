@@ -60,7 +60,6 @@ const pass = fc.oneof<fc.Arbitrary<Pass>[]>(
   fc.constantFrom<Pass[]>(
     { do: "take over" },
     { do: "wake due" },
-    { do: "rewake" },
     { do: "end overdue" },
     { do: "expire" },
     { do: "make rollbacks" },

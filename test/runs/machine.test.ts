@@ -5,7 +5,7 @@
 import { setTimeout as delay } from "node:timers/promises";
 import fc from "fast-check";
 import { afterAll, beforeAll, expect, test } from "vitest";
-import type { ClaimedRun } from "../../packages/runs/src/moves.ts";
+import type { ClaimedRun } from "../../packages/runs/src/moves/claim.ts";
 import { type ApiCall, call, createHands, type Hands, takeStep, type WorkerStep } from "./machine/actors.ts";
 import { expectAllowedMoves, expectSound, expectTruth } from "./machine/invariants.ts";
 import { type Deed, foresee, type Model, newModel } from "./machine/model.ts";
@@ -206,7 +206,6 @@ const commands = fc.commands(
     rescuer(
       { do: "take over" },
       { do: "end overdue" },
-      { do: "rewake" },
       { do: "resume stuck" },
       { do: "come back", worker: 0 },
       { do: "come back", worker: 1 },

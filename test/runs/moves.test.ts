@@ -1,21 +1,16 @@
 import { randomUUID } from "node:crypto";
+import type { NewEvent } from "@drover/harness";
 import { uuidv7 } from "@drover/protocol";
 import { readLog } from "@drover/runs";
 import fc from "fast-check";
-import { afterAll, beforeAll, expect, test } from "vitest";
-import { createLogWriter, LostOwnershipError } from "../../packages/runs/src/log.ts";
-import {
-  cancelRuns,
-  claimNext,
-  claimRuns,
-  closeBatches,
-  findOverdue,
-  leaveRuns,
-  readLeft,
-  rewake,
-  takeOver,
-  wakeDue,
-} from "../../packages/runs/src/moves.ts";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { createLogWriter, LostOwnershipError } from "../../packages/runs/src/log/append.ts";
+import { closeBatches } from "../../packages/runs/src/moves/batch.ts";
+import { cancelRuns } from "../../packages/runs/src/moves/cancel.ts";
+import { leaveRuns, readLeft } from "../../packages/runs/src/moves/leave.ts";
+import { findOverdue, takeOver } from "../../packages/runs/src/moves/rescue.ts";
+import { wakeDue } from "../../packages/runs/src/moves/wake.ts";
+import { claimMany, claimRuns } from "../support/claim.ts";
 import { createBench, submission } from "./bench.ts";
 
 let bench: Awaited<ReturnType<typeof createBench>>;
@@ -30,7 +25,7 @@ const types = async (runId: string) =>
   (await readLog(bench.pool, bench.blobs, { tenant: "default", runId })).map((event) => event.type);
 const messages = async (runId: string) =>
   (await bench.pool.query("SELECT type FROM messages WHERE run_id = $1", [runId])).rows.map((row) => row.type);
-const reply = (iteration: number) => ({
+const reply = (iteration: number): Extract<NewEvent, { type: "model.call" }> => ({
   type: "model.call" as const,
   data: {
     iteration,
@@ -59,7 +54,7 @@ test("a worker without a live row claims nothing, not by id and not by order", a
   await bench.pool.query("UPDATE workers SET heartbeat_at = now() - interval '1 minute' WHERE id = $1", [silent]);
   for (const worker of [silent, uuidv7()]) {
     expect(await claimRuns(bench.pool, worker, [id])).toEqual([]);
-    expect(await claimNext(bench.pool, worker, 10, 0)).toEqual([]);
+    expect(await claimMany(bench.pool, worker, 10)).toEqual([]);
   }
   expect((await bench.row(id)).status).toBe("queued");
 });
@@ -101,6 +96,47 @@ test("appends are gap-free, many at once, and add up in the row; a finished step
   });
 });
 
+test("only runs inside code of users are blamed for a death; when there is none, all are", async () => {
+  const holding = async (inside: number) => {
+    const worker = await bench.addWorker();
+    const ids = await Promise.all([1, 2, 3].map(() => bench.submit()));
+    for (const [index, id] of ids.entries()) {
+      const { epoch } = await bench.claim(worker, id);
+      const event = reply(1);
+      if (index < inside) event.data.tool_calls = [{ id: "c1", name: "spin", input: {} }];
+      await append({ runId: id, epoch, tenant: "default", event, userCode: index < inside });
+    }
+    await bench.endWorker(worker);
+    // In slices, as of thousands.
+    for (let left = 3; left > 0; ) left -= (await takeOver(bench.pool, 1)).length;
+    const crashes = await Promise.all(ids.map(async (id) => (await bench.row(id)).crashes));
+    await bench.pool.query("DELETE FROM runs WHERE id = ANY($1::uuid[])", [ids]);
+    return crashes;
+  };
+  expect(await holding(1)).toEqual([1, 0, 0]);
+  expect(await holding(2)).toEqual([1, 1, 0]);
+  expect(await holding(0)).toEqual([1, 1, 1]);
+});
+
+test("a group of suspects that dies is tried again in smaller ones, and ends nobody; alone, the third death is a run's own", async () => {
+  const ids = await Promise.all([1, 2, 3, 4].map(() => bench.submit()));
+  await bench.pool.query("UPDATE runs SET crashes = 2 WHERE id = ANY($1::uuid[])", [ids]);
+  const group = await bench.addWorker();
+  expect(await claimRuns(bench.pool, group, ids, { suspects: 3 })).toHaveLength(3);
+  await bench.endWorker(group);
+  expect(await takeOver(bench.pool, 100)).toHaveLength(3);
+  expect(await findOverdue(bench.pool, { graceMs: 15_000, most: 100 })).toEqual([]);
+  const alone = await bench.addWorker();
+  const [first, ...more] = await claimRuns(bench.pool, alone, ids, { suspects: 1 });
+  expect([first!.crashes, more]).toEqual([2, []]);
+  await bench.endWorker(alone);
+  expect((await takeOver(bench.pool, 1000)).map((run) => run.runId)).not.toContain(first!.id);
+  expect(await findOverdue(bench.pool, { graceMs: 15_000, most: 100 })).toMatchObject([
+    { id: first!.id, cause: "crash_loop" },
+  ]);
+  await bench.pool.query("DELETE FROM runs WHERE id = ANY($1::uuid[])", [ids]);
+});
+
 test("a fenced owner writes nothing: not an event, not an end", async () => {
   const [first, second] = await Promise.all([bench.addWorker(), bench.addWorker()]);
   const id = await bench.submit();
@@ -129,6 +165,7 @@ test("taking over raises crashes and epoch only, and adds the time owned", async
   const id = await bench.submit();
   await bench.claim(worker, id);
   await bench.pool.query("UPDATE runs SET claimed_at = now() - interval '7 seconds' WHERE id = $1", [id]);
+  await bench.pool.query("UPDATE workers SET heartbeat_at = now() WHERE id = $1", [worker]);
   expect((await takeOver(bench.pool, 100)).map((run) => run.runId)).not.toContain(id);
   await bench.endWorker(worker);
   expect((await takeOver(bench.pool, 100)).map((run) => run.runId)).toContain(id);
@@ -136,6 +173,75 @@ test("taking over raises crashes and epoch only, and adds the time owned", async
   expect(row).toMatchObject({ status: "queued", crashes: 1, attempt: 1, epoch: 1, wake: 2, woken: true, worker: null });
   expect(row.active_ms).toBeGreaterThanOrEqual(7000);
   expect((await types(id)).at(-1)).toBe("run.rescued");
+});
+
+describe("everything was away for an hour, and longer than the run's hard limit", () => {
+  /** A run claimed an hour ago, whose dead owner was heard of for so long. */
+  async function deadFor(workedSeconds: number): Promise<{ id: string; worker: string }> {
+    const worker = await bench.addWorker();
+    const id = await bench.submit();
+    await bench.claim(worker, id);
+    await bench.pool.query(
+      `UPDATE runs SET claimed_at = claimed_at - interval '1 hour', soft_at = soft_at - interval '1 hour', hard_at = hard_at - interval '1 hour'
+       WHERE id = $1`,
+      [id],
+    );
+    await bench.pool.query(
+      "UPDATE workers SET heartbeat_at = (SELECT claimed_at FROM runs WHERE id = $2) + $3 * interval '1 second' WHERE id = $1",
+      [worker, id, workedSeconds],
+    );
+    await bench.endWorker(worker);
+    return { id, worker };
+  }
+  const overdue = async (id: string) =>
+    (await findOverdue(bench.pool, { graceMs: 15_000, most: 100 })).find((run) => run.id === id);
+
+  test("its time ended with its owner's last heartbeat: it is taken over, with the rest of its time", async () => {
+    const { id } = await deadFor(3);
+    expect(await overdue(id)).toBeUndefined();
+    expect((await takeOver(bench.pool, 100)).map((run) => run.runId)).toContain(id);
+    expect((await bench.row(id)).active_ms).toBe(3000);
+    const next = await bench.claim(await bench.addWorker(), id);
+    expect(next).toMatchObject({ softInMs: 22_000, hardInMs: 27_000 });
+  });
+
+  test("one that had used up its time ends by it, and the hour is not counted", async () => {
+    const { id } = await deadFor(31);
+    expect((await takeOver(bench.pool, 100)).map((run) => run.runId)).not.toContain(id);
+    const found = (await overdue(id))!;
+    expect(found).toMatchObject({ cause: "time_limit" });
+    const ending = await bench.leaving(found, { status: "partial", stopReason: "time_limit" });
+    await leaveRuns(bench.pool, [ending], "unowned");
+    expect(await bench.row(id)).toMatchObject({ status: "partial", active_ms: 31_000 });
+  });
+
+  test("without its owner's row, its newest event is the last that is known of it", async () => {
+    const { id, worker } = await deadFor(3);
+    await bench.pool.query("DELETE FROM workers WHERE id = $1", [worker]);
+    await bench.pool.query(
+      "UPDATE run_events SET at = (SELECT claimed_at FROM runs WHERE id = $1) + interval '5 seconds' WHERE run_id = $1 AND seq = 2",
+      [id],
+    );
+    expect((await takeOver(bench.pool, 100)).map((run) => run.runId)).toContain(id);
+    expect((await bench.row(id)).active_ms).toBe(5000);
+  });
+
+  test("one that kept killing its workers still ends as a crash loop, one past its deadline by that", async () => {
+    const looping = await deadFor(3);
+    await bench.pool.query("UPDATE runs SET crashes = 2 WHERE id = $1", [looping.id]);
+    expect(await overdue(looping.id)).toMatchObject({ cause: "crash_loop" });
+    const late = await deadFor(3);
+    await bench.pool.query("UPDATE runs SET deadline = now() - interval '1 minute' WHERE id = $1", [late.id]);
+    expect(await overdue(late.id)).toMatchObject({ cause: "deadline" });
+  });
+
+  test("a living worker that holds it so long is not excused", async () => {
+    const { id, worker } = await deadFor(3);
+    await bench.pool.query("UPDATE workers SET dead_at = NULL, cause = NULL, blames_all = NULL WHERE id = $1", [
+      worker,
+    ]);
+    expect(await overdue(id)).toMatchObject({ cause: "time_limit" });
+  });
 });
 
 test("whose death counts against whom: a crash against all, a block against its culprit, silence and a good end against nobody", async () => {
@@ -185,19 +291,20 @@ test("a run that lost two owners waits, and is claimed as the only such run of a
   const worker = await bench.addWorker();
   expect(await claimRuns(bench.pool, worker, ids)).toEqual([]);
   await bench.pool.query("UPDATE runs SET available_at = now(), woken = true WHERE id = ANY($1::uuid[])", [ids]);
-  expect(await claimRuns(bench.pool, worker, ids, { takesSuspect: false })).toEqual([]);
+  expect(await claimRuns(bench.pool, worker, ids, { suspects: 0 })).toEqual([]);
   const among = (runs: { id: string; crashes: number }[]) => runs.filter((run) => ids.includes(run.id));
-  expect(among(await claimNext(bench.pool, worker, 1000, 0, { takesSuspect: false }))).toEqual([]);
+  expect(among(await claimMany(bench.pool, worker, 1000, { suspects: 0 }))).toEqual([]);
   const [one, ...more] = await claimRuns(bench.pool, worker, ids);
   expect([one!.crashes, more]).toEqual([2, []]);
-  const [next, ...others] = among(await claimNext(bench.pool, worker, 10, 0));
+  const [next, ...others] = among(await claimMany(bench.pool, worker, 10));
   expect([next!.crashes, others]).toEqual([2, []]);
   await append({ runId: one!.id, epoch: one!.epoch, tenant: "default", event: reply(1) });
   expect(await bench.row(one!.id)).toMatchObject({ crashes: 0 });
   await bench.endWorker(worker);
   const taken = (await takeOver(bench.pool, 100)).map((run) => run.runId);
   expect([taken.includes(one!.id), taken.includes(next!.id)]).toEqual([true, false]);
-  const causeNow = async () => (await findOverdue(bench.pool, 15_000, 100)).find((run) => run.id === next!.id)?.cause;
+  const causeNow = async () =>
+    (await findOverdue(bench.pool, { graceMs: 15_000, most: 100 })).find((run) => run.id === next!.id)?.cause;
   expect(await causeNow()).toBe("crash_loop");
   await bench.pool.query("UPDATE runs SET cancel_requested_at = now() WHERE id = $1", [next!.id]);
   expect(await causeNow()).toBe("cancelled");
@@ -316,26 +423,15 @@ test("a batch closes once, when its last item is final, whoever comes last", asy
   expect(owed).toEqual([{ type: "batch.completed" }]);
 });
 
-test("idle claims take the most urgent class first, then the lowest tag, and only what is overdue", async () => {
+test("claims take the most urgent class first, then the lowest tag", async () => {
   const worker = await bench.addWorker();
   await bench.pool.query("UPDATE runs SET status = 'cancelled', finished_at = now() WHERE status = 'queued'");
   const late = await bench.submit();
   const urgent = await bench.submit({ priority: 9 });
   const later = await bench.submit();
-  expect(await claimNext(bench.pool, worker, 10, 60_000)).toEqual([]);
-  const claimed = await claimNext(bench.pool, worker, 2, 0);
+  const claimed = await claimMany(bench.pool, worker, 2);
   expect(claimed.map((run) => run.id)).toEqual([urgent, late]);
-  expect((await claimNext(bench.pool, worker, 10, 0)).map((run) => run.id)).toEqual([later]);
-});
-
-test("a lost wake-up is sent again under a new name, once", async () => {
-  const id = await bench.submit();
-  const both = await Promise.all([
-    rewake(bench.pool, [{ runId: id, wake: 1 }]),
-    rewake(bench.pool, [{ runId: id, wake: 1 }]),
-  ]);
-  expect(both.flat()).toMatchObject([{ runId: id, wake: 2 }]);
-  await cancelRuns(bench.pool, "default", [id], "test");
+  expect((await claimMany(bench.pool, worker, 10)).map((run) => run.id)).toEqual([later]);
 });
 
 test("whatever the order of concurrent moves, the log is gap-free, its last event is the status, and a final status stays", async () => {

@@ -1,8 +1,10 @@
 /** An owner of runs without a loop: it claims, asks people and parks as a worker does, one statement at a time, so that a test can get in between. */
 import { fromWireId, toWireId, uuidv7 } from "@drover/protocol";
 import { type ApprovalRecord, readApproval, type Submission } from "@drover/runs";
-import { createLogWriter, readLog } from "../../packages/runs/src/log.ts";
-import { type Left, type Parking, parkRun } from "../../packages/runs/src/moves.ts";
+import { createLogWriter } from "../../packages/runs/src/log/append.ts";
+import { readLog } from "../../packages/runs/src/log/events.ts";
+import type { Moved } from "../../packages/runs/src/moves/moved.ts";
+import { type Parking, parkRun } from "../../packages/runs/src/moves/park.ts";
 import type { createBench } from "./bench.ts";
 
 type Bench = Awaited<ReturnType<typeof createBench>>;
@@ -41,7 +43,7 @@ export async function createOwner(bench: Bench) {
       });
       return (await readApproval(pool, run.tenant, fromWireId("approval", data.approval_id)!))!;
     },
-    park: (run: { id: string; epoch: number }, more: Partial<Parking> = {}): Promise<Left | null> =>
+    park: (run: { id: string; epoch: number }, more: Partial<Parking> = {}): Promise<Moved | null> =>
       parkRun(pool, {
         runId: run.id,
         epoch: run.epoch,

@@ -1,4 +1,7 @@
-/** A retry begins where its run stopped: what was finished is in its log, and neither done, asked nor paid for again. */
+/**
+ * A retry begins where its run stopped: what was finished is in its log, and neither done, asked nor paid for again. Over 500
+ * lines because every case is told by the same two runs.
+ */
 import { type AnyTool, defineTool, type LogEvent, type NewEvent } from "@drover/harness";
 import { toWireId } from "@drover/protocol";
 import {
@@ -13,7 +16,7 @@ import {
 } from "@drover/runs";
 import { beforeEach, describe, expect, test } from "vitest";
 import { z } from "zod";
-import { stepsToCopy } from "../../packages/runs/src/retry.ts";
+import { stepsToCopy } from "../../packages/runs/src/submit/retry.ts";
 import { input } from "./bench.ts";
 import { dataOf, live } from "./live.ts";
 

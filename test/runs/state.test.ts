@@ -1,6 +1,8 @@
+import { globSync, readFileSync } from "node:fs";
+import { basename } from "node:path";
 import fc from "fast-check";
 import { afterAll, beforeAll, expect, test } from "vitest";
-import { canMove, finalStatuses, isFinal, moves, type Status, statuses } from "../../packages/runs/src/state.ts";
+import { canMove, finalStatuses, isFinal, moves, type Status, statuses } from "../../packages/runs/src/moves/state.ts";
 import { createBench } from "./bench.ts";
 
 let bench: Awaited<ReturnType<typeof createBench>>;
@@ -15,6 +17,39 @@ test("every status has its moves, final ones have none, and nothing moves to whe
     expect(isFinal(from)).toBe((finalStatuses as readonly string[]).includes(from));
     expect(canMove(from, from)).toBe(false);
   }
+});
+
+/** Which file of `packages/runs/src/moves/` makes which moves. `wake` moves nothing: it says that a queued run is due. */
+const makers: Record<string, readonly string[]> = {
+  create: ["nothing -> queued"],
+  claim: ["queued -> running"],
+  leave: [
+    ...["queued", "completed", "partial", "failed", "cancelled"].map((to) => `running -> ${to}`),
+    ...["queued", "waiting"].flatMap((from) => ["partial", "failed", "cancelled"].map((to) => `${from} -> ${to}`)),
+  ],
+  park: ["running -> waiting", "running -> queued", "running -> cancelled", "waiting -> queued"],
+  cancel: ["queued -> cancelled", "waiting -> cancelled"],
+  rescue: ["running -> queued"],
+  wake: [],
+};
+
+test("every move of the table has its file, and no other statement changes a status", () => {
+  const table = statuses.flatMap((from) => moves[from].map((to) => `${from} -> ${to}`));
+  expect([...new Set(Object.values(makers).flat())].sort()).toEqual(["nothing -> queued", ...table].sort());
+
+  const root = new URL("../../", import.meta.url).pathname;
+  const files = globSync("{packages,apps}/*/src/**/*.ts", { cwd: root });
+  expect(files.length).toBeGreaterThan(200);
+  const writes = /INSERT INTO (runs|batches)\b|UPDATE (runs|batches)\b/;
+  const changes = /INSERT INTO runs\b|UPDATE (runs|batches)\b[^`]*?\bSET\b(?:(?!\bWHERE\b)[^`])*?(\bstatus\s*=|\$\{)/;
+  const inside: string[] = [];
+  for (const file of files) {
+    const source = readFileSync(root + file, "utf8");
+    if (file.startsWith("packages/runs/src/moves/")) {
+      if (writes.test(source)) inside.push(basename(file, ".ts"));
+    } else expect(changes.test(source), `${file} changes a status`).toBe(false);
+  }
+  expect(inside.sort()).toEqual([...Object.keys(makers), "batch"].sort());
 });
 
 test("from every status that is not final, a final one can be reached", () => {

@@ -369,7 +369,7 @@ describe("faultOf", () => {
   });
 
   it("a pool without a free connection is unavailable", async () => {
-    await withPool({ max: 1, connectTimeoutMs: 100 }, (own) =>
+    await withPool({ max: 1, connectTimeoutMs: 1500 }, (own) =>
       transaction(own, async () => {
         expect(faultOf(await failureOf(own.query("SELECT 1")))).toBe("unavailable");
       }),

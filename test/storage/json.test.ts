@@ -163,6 +163,19 @@ describe("canonicalJson", () => {
     );
   });
 
+  it("takes what else a program holds for what JSON.stringify makes of it", () => {
+    const value = {
+      when: new Date(0),
+      list: [undefined, () => 1, Number.NaN],
+      gone: undefined,
+      never: () => 1,
+      b: 1,
+      a: 2,
+    };
+    expect(canonicalJson(value)).toBe('{"a":2,"b":1,"list":[null,null,null],"when":"1970-01-01T00:00:00.000Z"}');
+    expect(hashJson({ at: new Date(0) }).equals(hashJson({ at: new Date(1) }))).toBe(false);
+  });
+
   it("tells different values apart, also by the order of an array", () => {
     const hashes = [{ a: 1 }, { a: "1" }, { a: [1, 2] }, { a: [2, 1] }, { b: 1 }, [], {}, null];
     expect(new Set(hashes.map((value) => hashJson(value).toString("hex"))).size).toBe(hashes.length);

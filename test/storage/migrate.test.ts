@@ -1,9 +1,12 @@
 /** Migrations and partitions, on empty databases of the real server. */
 import { uuidv7 } from "@drover/protocol";
-import { ensurePartitions, isMigrated, latestMigration, migrate, openPool, type Pool } from "@drover/storage";
+import { ensurePartitions, isMigrated, latestMigration, openPool, type Pool, partitionsAhead } from "@drover/storage";
 import { createLogger } from "@drover/telemetry";
 import { afterEach, describe, expect, it } from "vitest";
+import { indexes, inOrder } from "../../packages/storage/src/in-order.ts";
+import { migrate, migrations } from "../../packages/storage/src/migrate.ts";
 import { adminQuery, createEmptyDatabase, type TestDatabase } from "../support/database.ts";
+import { migrationNames } from "../support/migrations.ts";
 
 const opened: { database: TestDatabase; pool: Pool }[] = [];
 afterEach(async () => {
@@ -64,21 +67,19 @@ function idAhead(months: number): string {
   return `${hex.slice(0, 8)}-${hex.slice(8)}-7000-8000-000000000001`;
 }
 
-const all = ["0001_initial", "0002_door", "0003_liveness", "0004_events", "0005_retry"];
-
 describe("migrate", () => {
   it("lets five starters come at once: one does the work, all find it done", async () => {
     const { database, pool } = await emptyDatabase();
     expect(await isMigrated(pool)).toBe(false);
     const ran = await Promise.all(Array.from({ length: 5 }, () => migrate(database.url)));
-    expect(ran.flat()).toEqual(all);
+    expect(ran.flat()).toEqual(migrationNames);
     expect(await isMigrated(pool)).toBe(true);
     expect(await partitionsOf(pool)).toHaveLength(4);
   });
 
   it("does nothing the second time", async () => {
     const { database } = await emptyDatabase();
-    expect(await migrate(database.url)).toEqual(all);
+    expect(await migrate(database.url)).toEqual(migrationNames);
     expect(await migrate(database.url)).toEqual([]);
   });
 
@@ -89,8 +90,73 @@ describe("migrate", () => {
     expect(await isMigrated(pool)).toBe(false);
     expect((await pool.query("SELECT to_regclass('runs') AS runs")).rows[0].runs).toBeNull();
     await pool.query("DROP TABLE deliveries");
-    expect(await migrate(database.url)).toEqual(all);
+    expect(await migrate(database.url)).toEqual(migrationNames);
     expect(await isMigrated(pool)).toBe(true);
+  });
+
+  it("waits for nobody's lock for long: while somebody reads for minutes, others go on writing, and it is made in the end", async () => {
+    const { database, pool } = await emptyDatabase();
+    await migrate(database.url);
+    await pool.query("INSERT INTO tenants (id, webhook_secret) VALUES ('t', 's') ON CONFLICT DO NOTHING");
+    const reader = await pool.connect();
+    await reader.query("BEGIN; SELECT count(*) FROM runs");
+    // Needs the table for itself.
+    const more = {
+      "9998_column": inOrder("ALTER TABLE runs ADD COLUMN zz int", "ALTER TABLE runs ADD COLUMN zzz int"),
+    };
+    const migrating = migrate(database.url, { ...migrations, ...more });
+    const tries = async () =>
+      (
+        await pool.query(
+          "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE 'ALTER TABLE runs%'",
+        )
+      ).rows[0].count;
+    await expect.poll(tries, { timeout: 10_000, interval: 5 }).toBe(1);
+    // Each of them stands behind it in the lock's queue; none would come through before the reader is done, if it waited on.
+    for (let write = 0; write < 5; write++) {
+      await pool.query("UPDATE runs SET agent = agent WHERE id = $1", [uuidv7()]);
+      await expect.poll(tries, { timeout: 10_000, interval: 5 }).toBe(1);
+    }
+    await reader.query("COMMIT");
+    reader.release();
+    expect(await migrating).toEqual(["9998_column"]);
+  });
+
+  it("makes an index beside a writer in the middle of its transaction, and anew where one was left half made", async () => {
+    const { database, pool } = await emptyDatabase();
+    await migrate(database.url);
+    await pool.query("INSERT INTO tenants (id, webhook_secret) VALUES ('t', 's'), ('u', 's')");
+    // A unique one over rows that are not: it is left behind, invalid.
+    const half = pool.query("CREATE UNIQUE INDEX CONCURRENTLY tenants_by_secret ON tenants (webhook_secret)");
+    await expect(half).rejects.toMatchObject({ code: "23505" });
+    const writer = await pool.connect();
+    await writer.query("BEGIN; UPDATE tenants SET webhook_secret = 'x' WHERE id = 't'");
+    const more = { "9998_index": indexes({ tenants_by_secret: "tenants (webhook_secret)" }) };
+    const migrating = migrate(database.url, { ...migrations, ...more });
+    const waits =
+      "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%INDEX CONCURRENTLY%'";
+    await expect.poll(async () => (await pool.query(waits)).rowCount, { timeout: 10_000 }).toBe(1);
+    await pool.query("UPDATE tenants SET webhook_secret = 'y' WHERE id = 'u'");
+    await writer.query("COMMIT");
+    writer.release();
+    expect(await migrating).toEqual(["9998_index"]);
+    const { rows } = await pool.query(
+      "SELECT indisvalid FROM pg_index WHERE indexrelid = 'tenants_by_secret'::regclass",
+    );
+    expect(rows).toEqual([{ indisvalid: true }]);
+  });
+
+  it("keeps what is whole when a later one fails", async () => {
+    const { database, pool } = await emptyDatabase();
+    const more = {
+      "9998_good": inOrder("CREATE TABLE good ()"),
+      "9999_bad": inOrder("CREATE TABLE bad ()", "SELECT 1/0"),
+    };
+    await expect(migrate(database.url, { ...migrations, ...more })).rejects.toMatchObject({ code: "22012" });
+    expect(await isMigrated(pool)).toBe(true);
+    expect((await pool.query("SELECT to_regclass('good') AS good, to_regclass('bad') AS bad")).rows).toEqual([
+      { good: "good", bad: null },
+    ]);
   });
 
   it("rejects when there is no database to migrate", async () => {
@@ -138,10 +204,13 @@ describe("partitions", () => {
   it("are made again where they are missing, by many at once, and not where rows are in the default one already", async () => {
     const { database, pool } = await emptyDatabase();
     await migrate(database.url);
+    expect(await partitionsAhead(pool)).toBe(3);
     await pool.query(`DROP TABLE ${monthName(1)}, ${monthName(2)}`);
+    expect(await partitionsAhead(pool)).toBe(0);
     expect(await partitionOf(pool, idAhead(2))).toBe("run_events_default");
     await Promise.all(Array.from({ length: 5 }, () => ensurePartitions(pool)));
     expect((await partitionsOf(pool)).map(({ name }) => name)).toEqual([monthName(0), monthName(1), monthName(3)]);
+    expect(await partitionsAhead(pool)).toBe(1);
     expect(await partitionOf(pool, idAhead(1))).toBe(monthName(1));
   });
 });

@@ -24,6 +24,8 @@ export default async function setup(project: TestProject): Promise<() => Promise
   if (Number(process.versions.node.split(".")[0]) < 24) {
     throw new Error(`The tests need Node 24, this is ${process.version}. Run them with "npm test" or "npx vitest".`);
   }
+  // The processes that tests start, and there are hundreds, need not compile again what the last one has.
+  process.env.NODE_COMPILE_CACHE ??= new URL("../../node_modules/.cache/compiled", import.meta.url).pathname;
   const undo: (() => Promise<void>)[] = [];
   const teardown = async () => {
     for (const step of undo.reverse()) await step();

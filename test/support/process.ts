@@ -16,10 +16,13 @@ export interface SpawnedNode {
   send(line: string): void;
 }
 
-/** Run `file` (path or file URL). `env` is added to the environment of the tests, `undefined` removes a variable. */
+/**
+ * Run `file` (path or file URL). `env` is added to the environment of the tests, `undefined` removes a variable. `through`: a command that runs
+ * another one, and its arguments.
+ */
 export function spawnNode(
   file: string | URL,
-  options: { env?: Record<string, string | undefined>; args?: string[]; cwd?: string } = {},
+  options: { env?: Record<string, string | undefined>; args?: string[]; cwd?: string; through?: string[] } = {},
 ): SpawnedNode {
   const path = file instanceof URL ? file.pathname : file;
   const env: NodeJS.ProcessEnv = { ...process.env, ...options.env };
@@ -36,7 +39,8 @@ export function spawnNode(
   ]) {
     if (options.env?.[name] === undefined) delete env[name];
   }
-  const child = spawn(process.execPath, [path, ...(options.args ?? [])], {
+  const [command, ...rest] = [...(options.through ?? []), process.execPath, path, ...(options.args ?? [])];
+  const child = spawn(command!, rest, {
     env,
     cwd: options.cwd,
     stdio: ["pipe", "pipe", "pipe"],

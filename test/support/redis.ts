@@ -2,19 +2,16 @@
  * Redis for tests: the shared server of the run (`redisUrl`), and servers of their own for tests that stop, restart or kill
  * one (`startRedis`). Always a real `redis-server`; where there is none, an error says how to get it.
  */
-import { type ChildProcess, execFile, spawn } from "node:child_process";
+import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { existsSync } from "node:fs";
 import { mkdir, mkdtemp, rm } from "node:fs/promises";
 import { connect, type Socket } from "node:net";
 import { tmpdir } from "node:os";
-import { delimiter, join } from "node:path";
+import { join } from "node:path";
 import { createInterface } from "node:readline";
-import { promisify } from "node:util";
 import { inject } from "vitest";
 import { freePort } from "./ports.ts";
-
-const run = promisify(execFile);
+import { findProgram } from "./program.ts";
 
 /** The server all tests of the run share: use your own prefix, and never FLUSHALL it. */
 export function redisUrl(): string {
@@ -91,30 +88,11 @@ process.on("exit", () => {
   for (const child of endWithUs) child.kill("SIGKILL");
 });
 
-async function findRedisServer(): Promise<string> {
-  const onPath = () =>
-    [...(process.env.PATH ?? "").split(delimiter), "/usr/bin", "/usr/local/bin", "/opt/homebrew/bin"]
-      .map((folder) => join(folder, "redis-server"))
-      .find((file) => existsSync(file));
-  const found = onPath();
-  if (found) return found;
-  const hint =
-    'The tests need a real Redis: set REDIS_URL, or install one ("apt-get install redis-server", "brew install redis").';
-  if (process.getuid?.() !== 0 || !existsSync("/etc/debian_version")) throw new Error(hint);
-
-  console.log("No redis-server found: installing it with apt-get, once.");
-  const env = { ...process.env, DEBIAN_FRONTEND: "noninteractive" };
-  const install = () => run("apt-get", ["install", "-y", "--no-install-recommends", "redis-server"], { env });
-  try {
-    // The package lists may be missing or old.
-    await install().catch(() => run("apt-get", ["update"], { env }).then(install));
-  } catch (error) {
-    throw new Error(`${hint}\napt-get could not install it: ${error instanceof Error ? error.message : error}`);
-  }
-  const installed = onPath();
-  if (!installed) throw new Error(hint);
-  return installed;
-}
+const findRedisServer = () =>
+  findProgram(
+    "redis-server",
+    'The tests need a real Redis: set REDIS_URL, or install one ("apt-get install redis-server", "brew install redis").',
+  );
 
 const encode = (words: (string | number)[]) =>
   `*${words.length}\r\n${words.map((word) => `$${Buffer.byteLength(String(word))}\r\n${word}\r\n`).join("")}`;

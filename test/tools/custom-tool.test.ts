@@ -2,7 +2,7 @@ import { once } from "node:events";
 import { createServer, type IncomingMessage } from "node:http";
 import type { AddressInfo } from "node:net";
 import { createEgress } from "@drover/egress";
-import { loadConfigFile } from "@drover/harness";
+import { loadConfigFile } from "@drover/harness/worker";
 import { builtinTools } from "@drover/tools";
 import { expect, it, onTestFinished, vi } from "vitest";
 import { callTool } from "./call.ts";

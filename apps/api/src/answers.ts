@@ -5,6 +5,7 @@ import {
   type ApprovalAnswer,
   type BatchAnswer,
   type ExecutionAnswer,
+  given,
   type ResultAnswer,
   type RunProblem,
   type RunStatus,
@@ -13,7 +14,7 @@ import {
   toProblem,
   toWireId,
 } from "@drover/protocol";
-import type { ApprovalRecord, Batch, BatchItem, Outcome, Run } from "@drover/runs";
+import { type ApprovalRecord, type Batch, type BatchItem, type Outcome, type Run, workOf } from "@drover/runs";
 
 /** Where a run is followed; `status` defaults to what a new one has. */
 export function acceptedAnswer(id: string, status: RunStatus = "queued"): AcceptedAnswer {
@@ -38,6 +39,7 @@ function summaryFields(run: Run) {
     ...(run.waitingFor !== null && { waiting_for: run.waitingFor }),
     ...(run.waitingLevel !== null && { waiting_level: run.waitingLevel }),
     ...(run.stopReason !== null && { stop_reason: run.stopReason }),
+    ...(run.setAsideAt && { reason: noWorker(run, run.setAsideAt) }),
     agent: run.agent,
     ...(run.batchId !== null && { batch_id: toWireId("batch", run.batchId) }),
     ...(run.userId !== null && { user_id: run.userId }),
@@ -51,6 +53,10 @@ function summaryFields(run: Run) {
     started_at: run.startedAt?.toISOString() ?? null,
     finished_at: run.finishedAt?.toISOString() ?? null,
   };
+}
+
+function noWorker(run: Run, since: Date): NonNullable<RunSummary["reason"]> {
+  return { code: "no_worker", text: `No worker takes ${workOf(run)}.`, since: since.toISOString() };
 }
 
 export function summaryAnswer(run: Run): RunSummary {
@@ -101,11 +107,6 @@ export function executionAnswer(run: Run, input: RunInput, outcome: Outcome | nu
     result: outcome?.result ?? null,
     error: outcome?.error ?? null,
   };
-}
-
-/** Without what is not given. */
-function given<T extends object>(fields: T): { [K in keyof T]?: Exclude<T[K], undefined> } {
-  return Object.fromEntries(Object.entries(fields).filter(([, value]) => value !== undefined)) as never;
 }
 
 export function approvalAnswer(asked: ApprovalRecord): ApprovalAnswer {

@@ -10,11 +10,14 @@ import { addSecret, collectProcessMetrics, createLogger, type Logger } from "@dr
 import type { ApiProcessConfig } from "./config.ts";
 import type { AgentInfo, App, Context, Services } from "./context.ts";
 import { bootstrap } from "./keys.ts";
+import { countSubmissions } from "./observe.ts";
 import { buildServer } from "./server.ts";
 
 export interface ApiDeps {
   /** The agents of `drover.config.ts` by name (default: `default` alone). */
   agents?: Record<string, AgentInfo>;
+  /** Which models workers have, as `knownModels` gives them (default: not checked). */
+  models?: readonly string[];
   /** The tools of the installation, for their schemas (default: none). */
   tools?: Context["tools"];
   logger?: Logger;
@@ -46,8 +49,10 @@ export async function startApi(config: ApiProcessConfig, deps: ApiDeps = {}): Pr
   const directUrl = config.DATABASE_DIRECT_URL ?? config.DATABASE_URL;
   const pool = openPool({
     url: config.DATABASE_URL,
+    directUrl,
     logger,
     max: config.DATABASE_POOL_SIZE,
+    prepared: config.DATABASE_PREPARED_STATEMENTS,
     ...connecting,
     answerTimeoutMs: deps.answerTimeoutMs ?? 10_000,
     applicationName: "drover api",
@@ -59,6 +64,7 @@ export async function startApi(config: ApiProcessConfig, deps: ApiDeps = {}): Pr
   const context: Context = {
     config,
     agents: deps.agents ?? { default: {} },
+    models: deps.models ?? null,
     tools: deps.tools ?? new ToolRegistry(),
     pool,
     blobs: postgresBlobs(pool),
@@ -81,7 +87,10 @@ export async function startApi(config: ApiProcessConfig, deps: ApiDeps = {}): Pr
       if (!(await isMigrated(pool))) return "the database's schema is older than this version: run `drover migrate`";
       const { keys } = await bootstrap(pool, config);
       const queue = await openQueue(config, { logger, postgresUrl: directUrl });
-      services = { queue, submitter: createSubmitter({ pool, blobs: context.blobs, queue, logger }) };
+      services = {
+        queue,
+        submitter: createSubmitter({ pool, blobs: context.blobs, queue, logger, observe: countSubmissions }),
+      };
       server.showQueue(services);
       if (keys === 0)
         logger.warn("nobody can come in: no API key works; set DROVER_BOOTSTRAP_KEY or run `drover keys create`");

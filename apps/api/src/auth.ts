@@ -6,7 +6,7 @@ import { type Caller, type KeyRing, may } from "./keys.ts";
 
 type Hook = (request: FastifyRequest, reply: FastifyReply, done: HookHandlerDoneFunction) => void;
 
-/** The hook that lets in whoever has the route's permission and puts `caller` on the request. */
+/** The hook that lets in whoever has the route's scope and puts `caller` on the request. */
 export function authentication(ring: KeyRing): Hook {
   return (request, _reply, done) => {
     const key = presentedKey(request);
@@ -24,8 +24,8 @@ function admit(request: FastifyRequest, caller: Caller | null, key: string | und
         ? "Send an API key: `Authorization: Bearer <key>` or `X-API-Key: <key>`."
         : "This API key is not known, or it was revoked.",
     );
-  const { permission } = request.routeOptions.config;
-  if (!permission || !may(caller.role, permission))
+  const { scope } = request.routeOptions.config;
+  if (!scope || !may(caller.role, scope))
     return new DroverError("forbidden", `A key of role ${caller.role} may not do this.`);
   request.caller = caller;
   return undefined;

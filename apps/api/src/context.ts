@@ -15,7 +15,7 @@ import type {
 import type { ZodTypeProvider } from "fastify-type-provider-zod";
 import type { z } from "zod";
 import type { ApiProcessConfig } from "./config.ts";
-import type { Caller, Permission } from "./keys.ts";
+import type { Caller, Scope } from "./keys.ts";
 
 /** What the API must know of an agent. */
 export type AgentInfo = Pick<AgentDefinition, "maxIterations" | "actionBudget">;
@@ -23,6 +23,8 @@ export type AgentInfo = Pick<AgentDefinition, "maxIterations" | "actionBudget">;
 export interface Context {
   config: ApiProcessConfig;
   agents: Record<string, AgentInfo>;
+  /** Which models workers have, as `@drover/llm/known` names them; null: anybody's guess. */
+  models: readonly string[] | null;
   /** For their schemas: edited arguments are held against them. Nothing is called here. */
   tools: Pick<ToolRegistry, "get">;
   pool: Pool;
@@ -52,12 +54,12 @@ export type App = FastifyInstance<
 
 declare module "fastify" {
   interface FastifyRequest {
-    /** Set on every route that has a `permission`. */
+    /** Set on every route that has a `scope`. */
     caller: Caller;
   }
   interface FastifyContextConfig {
     /** What the caller's role must allow; routes without one are open. */
-    permission?: Permission;
+    scope?: Scope;
     /** Browsers open this route: the key may be the password of Basic credentials. */
     basic?: boolean;
     /** For the OpenAPI document: it answers people, with pages in place of problems. */

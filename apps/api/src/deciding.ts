@@ -1,9 +1,9 @@
 /** What the routes that move waiting runs share: saying yes or no, and waking whatever may go on then. */
-import { checkDecision, type WantedDecision } from "@drover/harness";
+import { checkDecision, type WantedDecision } from "@drover/harness/worker";
 import {
   type ApprovalRecord,
   decideApproval,
-  type Left,
+  type Moved,
   readApproval,
   readRun,
   type Status,
@@ -44,6 +44,6 @@ export async function decide(
 }
 
 /** Wakes runs that a commit has made due; nobody waits for it. A wake-up that was lost is made good within a second, by the workers. */
-export function wake({ pool, logger, services }: Context, runs: Left[]): void {
-  void wakeRuns(pool, services().queue, runs).catch((error) => logger.debug({ err: error }, "wake-ups not sent"));
+export function wake({ logger, services }: Context, runs: Moved[]): void {
+  void wakeRuns(services().queue, runs).catch((error) => logger.debug({ err: error }, "wake-ups not sent"));
 }

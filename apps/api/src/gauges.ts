@@ -1,6 +1,6 @@
 /** Figures of the whole installation, counted by SQL when somebody scrapes, at most every few seconds. */
 import type { WakeQueue } from "@drover/queue";
-import type { Pool } from "@drover/storage";
+import { type Pool, partitionsAhead } from "@drover/storage";
 import { metrics } from "@drover/telemetry";
 
 const freshMs = 5000;
@@ -9,7 +9,7 @@ const freshMs = 5000;
 const statement = `
   SELECT
     (SELECT count(*) FROM runs WHERE status = 'queued' AND woken) AS due,
-    (SELECT count(*) FROM runs WHERE status = 'queued' AND NOT woken) AS delayed,
+    (SELECT count(*) FROM runs WHERE status = 'queued' AND NOT woken AND set_aside_at IS NULL) AS delayed,
     (SELECT count(*) FROM runs WHERE status = 'running') AS running,
     (SELECT count(*) FROM runs WHERE status = 'waiting') AS waiting,
     (SELECT count(*) FROM approvals WHERE status = 'pending') AS approvals,
@@ -17,6 +17,9 @@ const statement = `
     (SELECT greatest(0, extract(epoch FROM now() - min(available_at)))::float8 FROM runs WHERE status = 'queued' AND woken) AS oldest,
     (SELECT count(*) FROM deliveries WHERE status = 'pending') AS deliveries,
     (SELECT count(*) FROM workers WHERE dead_at IS NULL AND heartbeat_at > clock_timestamp() - lease_ms * interval '1 ms') AS workers`;
+
+const unclaimable = `
+  SELECT agent, count(*) AS runs FROM runs WHERE set_aside_at IS NOT NULL AND status = 'queued' GROUP BY agent`;
 
 interface Figures {
   due: number;
@@ -34,16 +37,12 @@ interface Figures {
 export function createGauges(pool: Pool, queue: () => WakeQueue | null): () => Promise<void> {
   let countedAt = Number.NEGATIVE_INFINITY;
   let counting: Promise<void> | undefined;
-  const reported = { stalled: 0, locksLost: 0, handlersThrown: 0, wakesLost: 0 };
-  const events = {
-    stalled: "stalled",
-    locksLost: "lock_lost",
-    handlersThrown: "handler_threw",
-    wakesLost: "wake_lost",
-  } as const;
+  const reported = { stalled: 0, wakesLost: 0 };
+  const events = { stalled: "stalled", wakesLost: "wake_lost" } as const;
 
   async function count(): Promise<void> {
     const { rows } = await pool.query<Figures>(statement);
+    const { rows: aside } = await pool.query<{ agent: string; runs: number }>(unclaimable);
     const figures = rows[0]!;
     metrics.queueDepth.set({ state: "due" }, figures.due);
     metrics.queueDepth.set({ state: "delayed" }, figures.delayed);
@@ -54,6 +53,9 @@ export function createGauges(pool: Pool, queue: () => WakeQueue | null): () => P
     metrics.queueOldestAge.set(figures.oldest ?? 0);
     metrics.deliveriesPending.set(figures.deliveries);
     metrics.workersLive.set(figures.workers);
+    metrics.partitionsAhead.set(await partitionsAhead(pool));
+    metrics.runsUnclaimable.reset();
+    for (const { agent, runs } of aside) metrics.runsUnclaimable.set({ agent }, runs);
     countedAt = performance.now();
   }
 

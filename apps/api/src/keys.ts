@@ -14,7 +14,7 @@ export const roles = ["submitter", "approver", "operator", "admin"] as const;
 export type Role = (typeof roles)[number];
 
 /** What a route asks for. */
-export type Permission =
+export type Scope =
   | "submit"
   /** Its runs may call admin tools. */
   | "admin_tools"
@@ -31,7 +31,7 @@ export type Permission =
   | "audit"
   | "secret";
 
-const granted: Record<Role, ReadonlySet<Permission>> = {
+const granted: Record<Role, ReadonlySet<Scope>> = {
   submitter: new Set(["submit", "read", "cancel", "redeliver"]),
   approver: new Set(["read", "approve"]),
   operator: new Set(["read", "cancel", "intervene", "redeliver", "webhooks", "board", "audit"]),
@@ -51,7 +51,7 @@ const granted: Record<Role, ReadonlySet<Permission>> = {
   ]),
 };
 
-export const may = (role: Role, permission: Permission): boolean => granted[role].has(permission);
+export const may = (role: Role, scope: Scope): boolean => granted[role].has(scope);
 
 /** Who is asking. */
 export interface Caller {

@@ -1,6 +1,8 @@
 /** The API as a process: configuration in, one line out when it cannot start, graceful end on SIGTERM and when its parent dies. */
 import { createEgress } from "@drover/egress";
-import { ConfigError, loadConfigFile, ToolRegistry } from "@drover/harness";
+import { ConfigError, ToolRegistry } from "@drover/harness";
+import { loadConfigFile } from "@drover/harness/worker";
+import { knownModels } from "@drover/llm/known";
 import { ConfigurationError, loadConfig } from "@drover/protocol";
 import { createLogger } from "@drover/telemetry";
 import { builtinTools } from "@drover/tools";
@@ -12,11 +14,16 @@ async function main(): Promise<void> {
   const config = loadConfig(apiProcessConfig);
   const egress = createEgress({ allow: config.DROVER_EGRESS_ALLOW });
   const builtins = builtinTools({ egress });
-  const { agents, tools = [] } = await loadConfigFile(config.DROVER_CONFIG, builtins);
+  const { agents, tools = [], models } = await loadConfigFile(config.DROVER_CONFIG, builtins);
   await egress.close();
 
   const logger = createLogger({ name: "api", level: config.LOG_LEVEL });
-  const api = await startApi(config, { agents, tools: new ToolRegistry([...builtins, ...tools]), logger });
+  const api = await startApi(config, {
+    agents,
+    models: knownModels({ providers: models?.providers, models: models?.custom }),
+    tools: new ToolRegistry([...builtins, ...tools]),
+    logger,
+  });
   const grace = closeWithGrace(
     {
       delay: config.SHUTDOWN_GRACE_SECONDS * 1000 + 1000,

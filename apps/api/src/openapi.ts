@@ -73,7 +73,7 @@ const transform: Transform = (document) => {
   const own = document.schema as { body?: unknown } | undefined;
   const possible = new Set<ErrorCode>([
     ...codes.everywhere,
-    ...(config.permission ? codes.authenticated : []),
+    ...(config.scope ? codes.authenticated : []),
     ...(own?.body ? codes.withBody : []),
     ...(config.problems ?? []),
   ]);
@@ -86,9 +86,9 @@ const transform: Transform = (document) => {
       headers: Object.fromEntries(Object.entries<string>(headers).map(stringHeader)),
     };
   for (const [status, statusCodes] of byStatus) responses[status] = withProblems(responses[status], statusCodes);
-  if (!config.permission) schema.security = [];
+  if (!config.scope) schema.security = [];
   schema.operationId = operationId(document.route.method, document.url);
-  if (config.permission) schema["x-permission"] = config.permission;
+  if (config.scope) schema["x-scope"] = config.scope;
   return transformed;
 };
 

@@ -16,9 +16,9 @@ import { auditRoutes } from "./routes/audit.ts";
 import { batchRoutes } from "./routes/batches.ts";
 import { boardRoutes } from "./routes/board.ts";
 import { budgetRoutes } from "./routes/budget.ts";
-import { eventRoutes } from "./routes/events.ts";
 import { feedRoutes } from "./routes/feed.ts";
 import { linkRoutes } from "./routes/links.ts";
+import { logRoutes } from "./routes/log.ts";
 import { operateRoutes } from "./routes/operate.ts";
 import { retryRoutes } from "./routes/retry.ts";
 import { rollbackRoutes } from "./routes/rollback.ts";
@@ -114,14 +114,14 @@ export async function buildServer(context: Context, services: () => Services | n
   await app.register(async (scope) => {
     const api = scope as App;
     api.addHook("onRoute", (route) => {
-      if (!route.config?.permission) throw new Error(`route ${String(route.method)} ${route.url} has no permission`);
+      if (!route.config?.scope) throw new Error(`route ${String(route.method)} ${route.url} has no scope`);
       if (route.method !== "GET" && !route.schema?.body) route.preValidation = refuseBody;
     });
     api.addHook("onRequest", comeIn);
     submitRoutes(api, context);
     batchRoutes(api, context);
     runRoutes(api, context);
-    eventRoutes(api, context);
+    logRoutes(api, context);
     artifactRoutes(api, context);
     webhookRoutes(api, context);
     feedRoutes(api, context);

@@ -1,13 +1,14 @@
 /** From a wire body to a submission: defaults filled in, and everything checked that depends on this installation. */
 import { validateUrl } from "@drover/egress";
 import { permissions, type RunInput } from "@drover/harness";
+import { isKnownModel } from "@drover/llm/known";
 import type { FieldError, SubmitBatchBody, SubmitBody } from "@drover/protocol";
 import type { BatchSubmission, Submission } from "@drover/runs";
 import type { Context } from "./context.ts";
 import { type Caller, may } from "./keys.ts";
 import { invalid } from "./problems.ts";
 
-type Installation = Pick<Context, "config" | "agents">;
+type Installation = Pick<Context, "config" | "agents" | "models">;
 
 const defaults = { agent: "default", iterations: 10, attempts: 3, backoffMs: 1000, maxBackoffMs: 60_000 };
 
@@ -53,7 +54,7 @@ function itemDefaults(shared: Omit<SubmitBatchBody, "queries">): Omit<SubmitBody
 function build(
   body: SubmitBody,
   caller: Caller,
-  { config, agents }: Installation,
+  { config, agents, models }: Installation,
   errors: FieldError[],
   prefix: string,
   own: Partial<SubmitBody> = body,
@@ -66,6 +67,8 @@ function build(
   const definition = Object.hasOwn(agents, agent) ? agents[agent] : undefined;
   if (!definition) report("agent", `there is no agent "${agent}"; agents: ${Object.keys(agents).sort().join(", ")}`);
 
+  if (body.model !== undefined && models && !isKnownModel(models, body.model))
+    report("model", `there is no model "${body.model}"; models: ${models.join(", ")}`);
   const limits = limitsOf(body, config, report);
   const retry = retryOf(body, report);
   if (body.callback_url !== undefined) {

@@ -5,7 +5,8 @@
 import { resolve } from "node:path";
 import { createDelivery, deliveryConfig } from "@drover/delivery";
 import { createEgress, egressConfig } from "@drover/egress";
-import { Isolation, isolationConfig, type LoadedConfig, loadConfigFile, ToolRegistry } from "@drover/harness";
+import { ToolRegistry } from "@drover/harness";
+import { Isolation, isolationConfig, type LoadedConfig, loadConfigFile } from "@drover/harness/worker";
 import { createModels, modelConfig } from "@drover/llm";
 import { loadConfig } from "@drover/protocol";
 import { openQueue, openSignals, queueConfig } from "@drover/queue";
@@ -15,7 +16,7 @@ import { addSecret, createLogger, type Logger, metrics } from "@drover/telemetry
 import { builtinTools } from "@drover/tools";
 import { workerConfig } from "./config.ts";
 import { defaultMemoryLimit, watchMemory } from "./memory.ts";
-import { runMetrics } from "./observe.ts";
+import { countRuns } from "./observe.ts";
 import { startPort } from "./port.ts";
 
 export interface WorkerProcess {
@@ -63,8 +64,10 @@ export async function startWorkerProcess(env: Record<string, string | undefined>
 
   const pool = openPool({
     url: config.DATABASE_URL,
+    directUrl,
     logger,
     max: config.DATABASE_POOL_SIZE,
+    prepared: config.DATABASE_PREPARED_STATEMENTS,
     // A connection that a network forgot is given up then; what it carried is read back.
     answerTimeoutMs: 30_000,
     applicationName: "drover-worker",
@@ -103,9 +106,10 @@ export async function startWorkerProcess(env: Record<string, string | undefined>
     slots: config.WORKER_CONCURRENCY,
     leaseMs: config.LEASE_SECONDS * 1000,
     watchdog: true,
+    noWorkerMs: config.NO_WORKER_SECONDS * 1000,
     partialEveryMs: config.PARTIAL_EVERY_SECONDS * 1000,
     workspaces: resolve(config.DROVER_WORKSPACES),
-    observer: runMetrics(),
+    observe: countRuns,
     onSettled: () => delivery.nudge(),
   });
   isolation.warmUp();
@@ -168,6 +172,7 @@ function agentSource(file: LoadedConfig, models: ReturnType<typeof createModels>
     agent: (name: string) => file.agents[name],
     model: (id: string | undefined) => models.resolve(id ?? models.default),
     tools,
+    known: { agents: Object.keys(file.agents), models: models.known },
     hashes: Object.fromEntries(Object.entries(file.agents).map(([name, agent]) => [name, tools.hashOf(name, agent)])),
     policies: file.policies ?? [],
   };

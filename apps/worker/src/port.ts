@@ -34,13 +34,8 @@ export async function startPort(options: PortOptions): Promise<{ url: string; cl
   return { url, close: () => app.close() };
 }
 
-const counted = { stalled: 0, locksLost: 0, handlersThrown: 0, wakesLost: 0 };
-const troubleNames = {
-  stalled: "stalled",
-  locksLost: "lock_lost",
-  handlersThrown: "handler_threw",
-  wakesLost: "wake_lost",
-} as const;
+const counted = { stalled: 0, wakesLost: 0 };
+const troubleNames = { stalled: "stalled", wakesLost: "wake_lost" } as const;
 
 /** What is a state rather than an event is read when it is asked for. */
 function gauges(worker: RunWorker, queue: WakeQueue): void {

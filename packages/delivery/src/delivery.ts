@@ -2,11 +2,12 @@
  * The loop of a worker process: fan out, claim, send, write down. It wakes by a nudge or a ring, when the next delivery is
  * due, when a place it was short of comes free, and once a second whatever happens; so a lost wake-up costs a second.
  */
+
 import { setTimeout as pause } from "node:timers/promises";
 import type { Egress } from "@drover/egress";
+import { Bell } from "@drover/runs";
 import { type Blobs, faultOf, type Pool, throughOutages } from "@drover/storage";
 import type { Logger } from "@drover/telemetry";
-import { Bell } from "./bell.ts";
 import { messageBody } from "./body.ts";
 import { type ClaimedDelivery, claimDue, nextDueInMs } from "./claim.ts";
 import { disableGone, noteFailure } from "./disabling.ts";

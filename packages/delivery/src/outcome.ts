@@ -81,8 +81,14 @@ async function writeAll(pool: Pool, attempts: Attempt[]): Promise<(DeliveryStatu
   return attempts.map((a) => statuses.get(a.deliveryId) ?? null);
 }
 
-/** What of a batch whose answer was lost is committed all the same. */
+/**
+ * What of a batch whose answer was lost is committed all the same. A statement that is still at work is waited for; one that comes through
+ * later finds its attempts written, and their key refuses it.
+ */
 async function readBack(pool: Pool, attempts: Attempt[]): Promise<(DeliveryStatus | undefined)[]> {
+  await pool.query("SELECT FROM deliveries WHERE id = ANY($1::uuid[]) ORDER BY id FOR NO KEY UPDATE", [
+    attempts.map((a) => a.deliveryId),
+  ]);
   const { rows } = await pool.query<{ id: string; status: DeliveryStatus }>(
     `SELECT d.id, d.status FROM unnest($1::uuid[], $2::int[]) AS i(id, attempt)
      JOIN delivery_attempts a ON a.delivery_id = i.id AND a.attempt = i.attempt JOIN deliveries d ON d.id = i.id`,

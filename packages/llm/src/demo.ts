@@ -5,9 +5,8 @@
  */
 import { setTimeout as delay } from "node:timers/promises";
 import { type PlannedCall, plan } from "./demo-plan.ts";
+import { demoModelId } from "./known.ts";
 import type { Model, ModelCallOptions, ModelMessage, ModelRequest, ModelResult, ToolCallRequest } from "./model.ts";
-
-export const demoModelId = "demo/demo";
 
 export interface DemoModelOptions {
   /** Pause between two words of the stream in ms; 0 streams without any pause. */

@@ -2,19 +2,12 @@
 import { DroverError } from "@drover/protocol";
 import { addSecret, type Logger } from "@drover/telemetry";
 import type { ModelConfig, PriceTable } from "./config.ts";
-import { createDemoModel, demoModelId } from "./demo.ts";
+import { createDemoModel } from "./demo.ts";
+import { type BuiltInProvider, builtInProviders, demoModelId, knownModels } from "./known.ts";
 import type { Model } from "./model.ts";
 import { createPricing } from "./pricing.ts";
 import { createProviderModel } from "./provider-model.ts";
-import {
-  type BuiltInProvider,
-  builtInProvider,
-  builtInProviders,
-  compatibleProvider,
-  decidingVariables,
-  defaultModels,
-  type Provider,
-} from "./providers.ts";
+import { builtInProvider, compatibleProvider, decidingVariables, defaultModels, type Provider } from "./providers.ts";
 import { createTransport } from "./transport.ts";
 
 /** A provider of a user's own: any server that speaks OpenAI's chat completions. `baseURL` includes its `/v1`. */
@@ -36,6 +29,8 @@ export interface ModelsOptions {
 export interface Models {
   /** Id of the model for agents that name none. Not checked: `resolve` it at boot to learn whether it is usable. */
   readonly default: string;
+  /** See `knownModels`: what is not among them, `resolve` refuses. */
+  readonly known: string[];
   /**
    * The model of this id; the same object every time. Makes no request: an unknown model of a known provider fails at
    * its first call.
@@ -117,6 +112,7 @@ export function createModels(config: ModelConfig, options: ModelsOptions = {}): 
 
   return {
     default: config.DROVER_MODEL ?? defaultModel(config),
+    known: knownModels(options),
     resolve(id) {
       const known = own.get(id) ?? (id === demoModelId ? demo : models.get(id));
       if (known) return known;

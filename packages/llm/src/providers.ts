@@ -5,6 +5,7 @@ import { createOpenAI } from "@ai-sdk/openai";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
 import type { LanguageModelV4 } from "@ai-sdk/provider";
 import type { ModelConfig } from "./config.ts";
+import type { BuiltInProvider } from "./known.ts";
 import type { PricedAs } from "./pricing.ts";
 import type { ProviderModelOptions } from "./provider-model.ts";
 
@@ -17,10 +18,6 @@ export interface Provider {
   build(model: string): LanguageModelV4;
   call?: Pick<ProviderModelOptions, "providerOptions" | "cacheMark">;
 }
-
-/** In the order in which a set key decides the default model. */
-export const builtInProviders = ["anthropic", "openai", "google", "ollama"] as const;
-export type BuiltInProvider = (typeof builtInProviders)[number];
 
 export const defaultModels: Record<BuiltInProvider, string> = {
   anthropic: "claude-sonnet-5",

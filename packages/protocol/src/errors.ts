@@ -155,6 +155,13 @@ export const errorTable = {
     retryable: false,
     meaning: "The run took its worker down again and again.",
   },
+  no_worker: {
+    status: null,
+    title: "No worker",
+    retryable: true,
+    meaning:
+      "No living worker knew the run's agent, or the provider of the model it asks for, for as long as `NO_WORKER_SECONDS` says: add it to the workers' configuration, then retry the run.",
+  },
   agent_changed: {
     status: null,
     title: "Agent changed",
@@ -181,6 +188,7 @@ export const stopReasons = [
   "tool_error",
   "uncertain",
   "crash_loop",
+  "no_worker",
   "agent_changed",
   "internal_error",
 ] as const satisfies readonly ErrorCode[];

@@ -75,6 +75,16 @@ const summaryFields = {
     .optional()
     .describe("of a run that waits for its budget: the cap it stands at"),
   stop_reason: stopReason.optional().describe("why a run ended early"),
+  reason: z
+    .object({
+      code: z.enum(["no_worker"]),
+      text: z.string().describe("a sentence for people"),
+      since: timestamp,
+    })
+    .optional()
+    .describe(
+      "why a run does not move: `no_worker`, no worker that is alive knows its agent, or the model it asks for",
+    ),
   agent: z.string(),
   batch_id: wireId("batch").optional(),
   user_id: z.string().optional(),

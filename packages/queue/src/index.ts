@@ -1,13 +1,6 @@
-export type { BoardOptions } from "./board.ts";
+export { type BoardJob, type BoardSource, type BoardState, boardStates } from "./board.ts";
 export { type QueueConfig, queueConfig } from "./config.ts";
-export type { ConsumeOptions, Consumer, HandleResult, QueueCounters } from "./consumer.ts";
+export type { ConsumeOptions, Consumer, QueueCounters } from "./consumer.ts";
 export { migrateQueue } from "./postgres.ts";
 export { type Follower, inMemorySignals, openSignals, type Signals } from "./signals.ts";
-export {
-  lowestPriority,
-  openQueue,
-  QueueAwayError,
-  type QueueDepth,
-  type WakeQueue,
-  type WakeUp,
-} from "./wake-queue.ts";
+export { openQueue, QueueAwayError, runsPerRing, type WakeQueue } from "./wake-queue.ts";

@@ -11,7 +11,7 @@ import {
   runMigrations,
 } from "bullmq";
 import pg from "pg";
-import { type Backend, type Connected, queueName } from "./backend.ts";
+import type { Backend, Connected } from "./backend.ts";
 
 const schema = "bullmq";
 /** BullMQ's own text for a lost connection: the one it waits and tries again for. */
@@ -102,7 +102,7 @@ export function postgresBackend(postgresUrl: string): Backend {
   return {
     name: "postgres",
     producer: connected({ max: 3, connectionTimeoutMillis: 1000, query_timeout: 2000 }),
-    worker: () => connected({ max: 8, connectionTimeoutMillis: 5000, query_timeout: 8000 }),
+    worker: () => connected({ max: 8, connectionTimeoutMillis: 5000, query_timeout: 5000 }),
     assertConnected: () => {},
     async assertWritable() {
       const { rows } = await producerConnection!.pool.query(
@@ -110,15 +110,5 @@ export function postgresBackend(postgresUrl: string): Backend {
       );
       if ((rows as { read_only: string }[])[0]?.read_only === "on") throw new Error("Postgres is read-only");
     },
-    async pending(jobIds) {
-      const { rows } = await producerConnection!.pool.query(
-        `SELECT id FROM job WHERE queue = $1 AND id = ANY($2::text[]) AND state IN ('waiting', 'active')`,
-        [queueName, jobIds],
-      );
-      const found = new Set((rows as { id: string }[]).map((row) => row.id));
-      return jobIds.map((id) => found.has(id));
-    },
-    // Retention while completing costs two thirds of the throughput on Postgres: the consumer cleans by the clock.
-    keep: undefined,
   };
 }

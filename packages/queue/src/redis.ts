@@ -1,7 +1,7 @@
 /** BullMQ on Redis or Valkey, single node or Cluster. */
 import { addSecret } from "@drover/telemetry";
 import { Cluster, type ClusterOptions, Redis, type RedisOptions } from "ioredis";
-import { type Backend, type Connected, queueName } from "./backend.ts";
+import type { Backend, Connected } from "./backend.ts";
 import { type QueueConfig, redisNodes } from "./config.ts";
 
 export type RedisClient = Redis | Cluster;
@@ -71,18 +71,5 @@ export function redisBackend(config: QueueConfig, onError: (error: Error) => voi
     async assertWritable() {
       await client.set(`${prefix}:probe`, "", "PX", 1000);
     },
-    async pending(jobIds) {
-      // Looking for an id in BullMQ's lists costs their length; the job's own hash says whether it is finished.
-      const pipeline = client.pipeline();
-      for (const id of jobIds) pipeline.hmget(`${prefix}:${queueName}:${id}`, "timestamp", "finishedOn");
-      const answers = await pipeline.exec();
-      return (answers ?? []).map(([error, fields]) => {
-        if (error) throw error;
-        const [timestamp, finishedOn] = fields as [string | null, string | null];
-        return timestamp !== null && finishedOn === null;
-      });
-    },
-    // Seconds and numbers: enough for Bull Board to show what went on lately.
-    keep: { completed: { age: 3600, count: 1000 }, failed: { age: 86_400, count: 1000 } },
   };
 }

@@ -43,6 +43,7 @@ const announceMs = 10_000;
 const interestMs = 30_000;
 /** Parts waiting for a carrier that does not answer; more are dropped. */
 const mostWaiting = 10_000;
+const announcedAtOnce = 1000;
 
 /**
  * Opens signals over `REDIS_URL`, or over NOTIFY on one direct Postgres connection without it. Returns at once, connected or
@@ -104,6 +105,8 @@ function createSignals(logger: Logger, connect?: (events: WireEvents) => Wire): 
   let sending = false;
   let sent = 0;
   let echoDue = false;
+  /** Runs followed here that are still to be announced. */
+  let unannounced: Iterator<string> | undefined;
 
   function send(channel: Channel, parts: Part[]): void {
     if (!wire || waiting[channel].length + parts.length > mostWaiting) return;
@@ -114,11 +117,14 @@ function createSignals(logger: Logger, connect?: (events: WireEvents) => Wire): 
   async function pump(): Promise<void> {
     sending = true;
     for (;;) {
+      if (waiting.interest.length === 0) waiting.interest.push(...nextAnnounced());
       const channel = (["interest", "live", "bells"] as const).find((name) => waiting[name].length > 0);
       if (!channel || !wire) break;
       const messages = packMessages(origin, () => ++sent, waiting[channel].splice(0), wire.maxBytes);
       // Away: dropped. Followers look for themselves.
-      await wire.publish(channel, messages).catch(() => {});
+      await wire.publish(channel, messages).catch(() => {
+        unannounced = undefined;
+      });
     }
     sending = false;
   }
@@ -127,8 +133,21 @@ function createSignals(logger: Logger, connect?: (events: WireEvents) => Wire): 
     const until = followedElsewhere.get(runId);
     return until !== undefined && until > performance.now();
   }
+  /** However many are followed: a slice at a time, and the beat, by which we know that we are heard, before them. */
   function announce(): void {
-    send("interest", [["beat"], ...[...followers.keys()].map((runId): Part => ["follow", runId])]);
+    if (!wire) return;
+    unannounced = followers.keys();
+    waiting.interest.unshift(["beat"]);
+    if (!sending) void pump();
+  }
+  function nextAnnounced(): Part[] {
+    const parts: Part[] = [];
+    while (unannounced && parts.length < announcedAtOnce) {
+      const { value, done } = unannounced.next();
+      if (done) unannounced = undefined;
+      else parts.push(["follow", value]);
+    }
+    return parts;
   }
 
   const wire = connect?.({

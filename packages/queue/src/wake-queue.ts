@@ -1,80 +1,55 @@
 /**
- * The wake queue: tells workers "look at this run, now" through BullMQ, on Redis or on Postgres. It holds no truth: any
- * wake-up may vanish and any may come twice. Idempotency is SQL's business, elsewhere.
+ * The wake queue: rings at a worker's door, through BullMQ, on Redis or on Postgres. A ring says "look what is due", not what; whoever hears it
+ * claims from Postgres, in order. It holds no truth: any ring may vanish, and any may come twice.
  */
 import type { BaseAdapter } from "@bull-board/api/baseAdapter";
 import { createBatcher } from "@drover/storage";
 import type { Logger } from "@drover/telemetry";
-import { type BulkJobOptions, type JobType, Queue } from "bullmq";
+import { type BulkJobOptions, Queue } from "bullmq";
 import { type Backend, queueName } from "./backend.ts";
-import { type BoardOptions, createBoard } from "./board.ts";
+import { type BoardSource, createBoard } from "./board.ts";
 import type { QueueConfig } from "./config.ts";
 import { type ConsumeOptions, type Consumer, createConsumer, type QueueCounters } from "./consumer.ts";
 import { createFaultLog } from "./fault-log.ts";
 import { postgresBackend } from "./postgres.ts";
 import { redisBackend } from "./redis.ts";
 
-/** The largest priority BullMQ takes; 0 is served first. */
-export const lowestPriority = 2_097_151;
-
-export interface WakeUp {
-  /** UUID of the run. */
-  runId: string;
-  /** Grows with each wake-up of the run: the same number again is the same wake-up, and is ignored. */
-  wake: number;
-  /** 0..2,097,151, smaller first; what lies outside is taken for the nearest of these. */
-  priority: number;
-}
-
-export interface QueueDepth {
-  waiting: number;
-  active: number;
-  /** Finished ones that are still kept, for the board. */
-  completed: number;
-  failed: number;
-  paused: boolean;
-}
-
 export interface WakeQueue {
   readonly backend: "redis" | "postgres";
   readonly counters: Readonly<QueueCounters>;
   /**
-   * Sends wake-ups, at best effort. Calls made while others are under way share one round trip, at most 500 in each.
+   * So many runs are due: wakes a worker for every `runsPerRing` of them, up to 8, at best effort. Calls made while others are under way share one
+   * round trip. What rings already and was not heard yet is not rung again.
    * @throws QueueAwayError after about 1 s when the backend does not answer, at once while that is known or it refuses. Nothing is
    *   kept to be sent later, but what was under way may have arrived.
    */
-  wake(items: WakeUp[]): Promise<void>;
-  /**
-   * The run ids among `items` whose wake-up BullMQ still has and has not finished (waiting or active). One round trip for 500.
-   * @throws QueueAwayError as `wake` does, also when only writing fails.
-   */
-  known(items: { runId: string; wake: number }[]): Promise<Set<string>>;
-  /** Numbers for health checks. @throws QueueAwayError as `wake` does, also when only writing fails. */
-  depth(): Promise<QueueDepth>;
-  /** No consumer of any process takes a job until `resume`. Kept by the backend, over restarts. */
+  wake(runs: number): Promise<void>;
+  /** Resolves when a ring would be taken now. @throws QueueAwayError as `wake` does. */
+  check(): Promise<void>;
+  /** No consumer of any process hears a ring until `resume`. Kept by the backend, over restarts. */
   pause(): Promise<void>;
   resume(): Promise<void>;
   isPaused(): Promise<boolean>;
   /** Adapter to register with Bull Board. Looks, pauses and resumes; everything else is answered with 405. */
-  board(options?: BoardOptions): BaseAdapter;
-  /** Start taking wake-ups in this process. Comes back by itself after every outage. */
+  board(source: BoardSource): BaseAdapter;
+  /** Start hearing rings in this process. Comes back by itself after every outage. */
   consume(options: ConsumeOptions): Consumer;
-  /** Closes the consumers (waiting for their handlers), then the connections. */
+  /** Closes the consumers, then the connections. */
   close(): Promise<void>;
 }
 
-/** The backend of the queue does not answer. The run is safe in Postgres: the rescuer wakes it when it is due. */
+/** The backend of the queue does not answer. The run is safe in Postgres: a worker with a free slot finds it within a second. */
 export class QueueAwayError extends Error {
   override readonly name = "QueueAwayError";
 }
 
-const chunkSize = 500;
+/** So many runs one ring is for. Whoever hears it takes no more at once: the next ring may find a worker that holds less. */
+export const runsPerRing = 64;
+/** Different rings. The same one twice is one; one that a dying worker took is out of order until BullMQ finds it without a lock. */
+const bells = 8;
 const answerMs = 1000;
 /** After a failure, for this long nobody asks again. */
 const restMs = 500;
-
-/** While the queue is paused, BullMQ on Postgres counts what waits under this state, which its types do not name. */
-const pausedState = "paused" as JobType;
 
 async function within<T>(ms: number, promise: Promise<T>): Promise<T> {
   let timer: NodeJS.Timeout | undefined;
@@ -83,8 +58,6 @@ async function within<T>(ms: number, promise: Promise<T>): Promise<T> {
   });
   return Promise.race([promise, late]).finally(() => clearTimeout(timer));
 }
-
-const jobId = (item: { runId: string; wake: number }) => `run-${item.runId}-${item.wake}`;
 
 /**
  * Opens the queue on `REDIS_URL`, or on Postgres without it. On Redis it returns when it is connected, or after 1 s all the
@@ -98,10 +71,10 @@ export async function openQueue(
 ): Promise<WakeQueue> {
   const { logger } = options;
   const onError = createFaultLog(logger, "trouble with the wake queue");
-  const counters: QueueCounters = { stalled: 0, locksLost: 0, handlersThrown: 0, wakesLost: 0 };
+  const counters: QueueCounters = { stalled: 0, wakesLost: 0 };
   const backend: Backend = config.REDIS_URL ? redisBackend(config, onError) : postgresBackend(options.postgresUrl);
   const { connection, prefix, factory, release } = backend.producer;
-  const queue = new Queue<{ runId: string }>(
+  const queue = new Queue(
     queueName,
     { connection, ...(prefix !== undefined && { prefix }), streams: { events: { maxLen: 1000 } } },
     factory as undefined,
@@ -120,6 +93,7 @@ export async function openQueue(
 
   let restUntil = 0;
   let closing: Promise<void> | undefined;
+  let lastBell = Math.floor(Math.random() * bells);
   const consumers = new Set<Consumer>();
 
   /** Asks the backend, for one second at most. */
@@ -140,81 +114,49 @@ export async function openQueue(
     }
   }
 
-  const sendOne = createBatcher<WakeUp, void>({
-    key: jobId,
-    lanes: 2,
-    max: chunkSize,
-    async execute(items) {
-      const jobs = items.map((item) => {
-        const priority = Math.min(Math.max(Math.floor(item.priority), 0), lowestPriority);
-        const opts: BulkJobOptions = { jobId: jobId(item), attempts: 1, ...(priority > 0 && { priority }) };
-        return { name: "run", data: { runId: item.runId }, opts };
-      });
+  function ring() {
+    lastBell = (lastBell + 1) % bells;
+    const opts: BulkJobOptions = { jobId: `bell-${lastBell}`, attempts: 1, removeOnComplete: true, removeOnFail: true };
+    return { name: "ring", data: {}, opts };
+  }
+
+  const wake = createBatcher<number, void>({
+    // One at a time: what comes meanwhile shares the next.
+    key: () => "ring",
+    async execute(calls) {
+      const runs = calls.reduce((sum, count) => sum + count, 0);
+      const rings = Array.from({ length: Math.min(bells, Math.ceil(runs / runsPerRing)) }, ring);
       try {
         // For one job `add` is cheaper: on Postgres `addBulk` makes temporary tables.
+        const [one] = rings;
         await ask<unknown>(() =>
-          jobs.length === 1 ? queue.add("run", jobs[0]!.data, jobs[0]!.opts) : queue.addBulk(jobs),
+          rings.length === 1 ? queue.add(one!.name, one!.data, one!.opts) : queue.addBulk(rings),
         );
       } catch (error) {
-        counters.wakesLost += items.length;
+        counters.wakesLost += calls.length;
         throw error;
       }
-      return items.map(() => undefined);
+      return calls.map(() => undefined);
     },
   });
 
   return {
     backend: backend.name,
     counters,
-    async wake(items) {
-      await Promise.all(items.map(sendOne));
+    async wake(runs) {
+      if (runs > 0) await wake(runs);
     },
-    async known(items) {
-      const found = new Set<string>();
-      // Whoever asks sends anew what is missing, which would be in vain.
+    async check() {
       await ask(() => backend.assertWritable());
-      for (let at = 0; at < items.length; at += chunkSize) {
-        const chunk = items.slice(at, at + chunkSize);
-        const answers = await ask(() => backend.pending(chunk.map(jobId)));
-        chunk.forEach((item, index) => {
-          if (answers[index]) found.add(item.runId);
-        });
-      }
-      return found;
-    },
-    async depth() {
-      const [counts, paused] = await ask(() =>
-        Promise.all([
-          queue.getJobCounts("waiting", "prioritized", pausedState, "active", "completed", "failed"),
-          queue.isPaused(),
-          backend.assertWritable(),
-        ]),
-      );
-      const { waiting = 0, prioritized = 0, paused: held = 0, active = 0, completed = 0, failed = 0 } = counts;
-      return { waiting: waiting + prioritized + held, active, completed, failed, paused };
     },
     pause: () => ask(() => queue.pause()),
     resume: () => ask(() => queue.resume()),
     isPaused: () => ask(() => queue.isPaused()),
-    board: (boardOptions = {}) => createBoard(queue, boardOptions),
+    board: (source) => createBoard(queue, source),
     consume(consumeOptions) {
-      const consumer = createConsumer(backend, {
-        ...consumeOptions,
-        logger,
-        counters,
-        onError,
-        async clean(state, olderThanMs) {
-          while ((await queue.clean(olderThanMs, 1000, state)).length === 1000);
-        },
-      });
+      const consumer = createConsumer(backend, { ...consumeOptions, logger, counters, onError });
       consumers.add(consumer);
-      return {
-        ...consumer,
-        get running() {
-          return consumer.running;
-        },
-        close: () => consumer.close().finally(() => consumers.delete(consumer)),
-      };
+      return { ...consumer, close: () => consumer.close().finally(() => consumers.delete(consumer)) };
     },
     close() {
       closing ??= (async () => {

@@ -20,6 +20,12 @@ export const runsConfig = z
       .describe("a worker silent for longer is dead; the heartbeat is a tenth of it"),
     SOFT_TIME_LIMIT_SECONDS: seconds.max(604_800).default(1500).describe("default soft time limit of a run"),
     HARD_TIME_LIMIT_SECONDS: seconds.max(604_800).default(1800).describe("default hard time limit of a run"),
+    NO_WORKER_SECONDS: seconds
+      .max(2_592_000)
+      .default(3600)
+      .describe(
+        "how long a run may wait while no living worker knows its agent or model, before it ends as `no_worker`",
+      ),
     PARTIAL_EVERY_SECONDS: seconds
       .max(60)
       .default(5)

@@ -4,6 +4,7 @@
  */
 import type { Logger } from "@drover/telemetry";
 import pg from "pg";
+import { isStale } from "./prepared.ts";
 import { SilencePool } from "./silence.ts";
 
 const types: pg.CustomTypesConfig = {
@@ -19,7 +20,10 @@ export type Transaction = pg.PoolClient;
 export type Pool = pg.Pool;
 
 export interface DatabaseOptions {
+  /** May be a transaction pooler. */
   url: string;
+  /** The server itself, where `url` is a pooler: asked whether it answers (default `url`). */
+  directUrl?: string;
   logger: Logger;
   /** Connections at most (default 10). */
   max?: number;
@@ -30,6 +34,8 @@ export interface DatabaseOptions {
   /** How long a statement's answer is waited for while the server answers others, ms (default 60,000). */
   answerTimeoutMs?: number;
   applicationName?: string;
+  /** Statements that come again and again are kept by the server, parsed and planned (default true). Not all poolers allow it. */
+  prepared?: boolean;
 }
 
 /** Kept open when idle: others that take the server's last connections do not lock this process out. */
@@ -44,6 +50,8 @@ export function openPool(options: DatabaseOptions): Pool {
   const pool = new SilencePool({
     logger: options.logger,
     stuckAfterMs: options.stuckAfterMs,
+    prepared: options.prepared ?? true,
+    directUrl: options.directUrl ?? options.url,
     connectionString: options.url,
     max,
     min: Math.min(keptOpen, max),
@@ -94,6 +102,27 @@ export async function transaction<T>(pool: Pool, body: (tx: Transaction) => Prom
   }
 }
 
+/** Thrown by `bounded`: the statements took longer than they may. */
+export class TooLongError extends Error {
+  override readonly name = "TooLongError";
+}
+
+/** Reads in one transaction whose statements are ended by the server after `ms`. @throws TooLongError then */
+export async function bounded<T>(pool: Pool, ms: number, read: (tx: Transaction) => Promise<T>): Promise<T> {
+  return await transaction(pool, async (tx) => {
+    await tx.query(`SET LOCAL statement_timeout = ${ms}`);
+    try {
+      return await read(tx);
+    } catch (error) {
+      const { code, message } = error as { code?: string; message?: string };
+      // Cancelled by whom, only the text says.
+      if (code === "57014" && message?.includes("statement timeout"))
+        throw new TooLongError(`it took longer than ${ms} ms`, { cause: error });
+      throw error;
+    }
+  });
+}
+
 /** `conflict`: repeat as it is. `unavailable`: the server or the way to it is gone; whether a commit took place is unknown. `data`: the statement's own values. */
 export type Fault = "conflict" | "unavailable" | "data" | "other";
 
@@ -121,6 +150,7 @@ const unavailableCodes = new Set([
 
 /** What an error of pg means for the one who sent the statement. Source: PostgreSQL's appendix A, error codes. */
 export function faultOf(error: unknown): Fault {
+  if (isStale(error)) return "conflict";
   const code = (error as { code?: unknown } | undefined | null)?.code;
   if (typeof code === "string") {
     if (code === "40P01" || code === "40001" || code === "55P03") return "conflict";

@@ -1,13 +1,15 @@
-export { type BatcherOptions, createBatcher, throughOutages } from "./batcher.ts";
+export { type BatcherOptions, briefLocks, createBatcher, throughOutages } from "./batcher.ts";
 export { type Blobs, postgresBlobs } from "./blobs.ts";
 export { type StorageConfig, storageConfig } from "./config.ts";
 export {
+  bounded,
   type DatabaseOptions,
   type Fault,
   faultOf,
   openPool,
   type Pool,
   type Queryable,
+  TooLongError,
   type Transaction,
   transaction,
 } from "./database.ts";
@@ -15,4 +17,5 @@ export { type EmbeddedPostgres, type EmbeddedPostgresOptions, startEmbeddedPostg
 export { grantAppRole } from "./grants.ts";
 export { storableJson, storableText } from "./json.ts";
 export { isMigrated, latestMigration, migrate } from "./migrate.ts";
-export { ensurePartitions } from "./partitions.ts";
+export { ensurePartitions, partitionsAhead } from "./partitions.ts";
+export { plannedAnew } from "./prepared.ts";

@@ -1,13 +1,16 @@
 /** Monthly partitions of `run_events`, made ahead of time. A month nobody made in time falls into the default partition. */
 import type pg from "pg";
-import { transaction } from "./database.ts";
+import { type Queryable, transaction } from "./database.ts";
 
 const monthsAhead = 3;
+/** Whoever waits for a lock here holds up others: rather the next time. */
+const lockTimeout = "SET LOCAL lock_timeout = '100ms'";
 
 /**
  * Makes the partitions of this month and the next three. Idempotent and safe in parallel (advisory lock); a month whose rows
  * already fell into the default partition stays there, which costs nothing but its place in retention. A role that does not own the
  * table cannot make any, and leaves them to `drover migrate`.
+ * @throws `55P03` when somebody holds a lock on them: repeat it later
  */
 export async function ensurePartitions(pool: pg.Pool): Promise<void> {
   const { rows: found } = await pool.query<{ owned: boolean }>(
@@ -16,6 +19,7 @@ export async function ensurePartitions(pool: pg.Pool): Promise<void> {
   if (!found[0]!.owned) return;
   await transaction(pool, async (tx) => {
     await tx.query("SELECT pg_advisory_xact_lock(hashtext('drover.partitions'))");
+    await tx.query(lockTimeout);
     // Months are added and named in the session's time zone.
     await tx.query("SET LOCAL TimeZone = 'UTC'");
     for (let ahead = 0; ahead <= monthsAhead; ahead++) {
@@ -32,4 +36,14 @@ export async function ensurePartitions(pool: pg.Pool): Promise<void> {
         await tx.query(`CREATE TABLE ${name} PARTITION OF run_events FOR VALUES FROM ('${low}') TO ('${high}')`);
     }
   });
+}
+
+/** How many of the coming months have their partition, without a gap; 0: next month's events will fall into the default one. */
+export async function partitionsAhead(db: Queryable): Promise<number> {
+  const { rows } = await db.query<{ ahead: number }>(
+    `SELECT coalesce(min(ahead) FILTER (WHERE to_regclass('run_events_' || to_char(month, 'YYYY_MM')) IS NULL) - 1, $1::int) AS ahead
+     FROM generate_series(1, $1::int) AS ahead, LATERAL (SELECT date_trunc('month', now() AT TIME ZONE 'UTC') + ahead * interval '1 month') AS m(month)`,
+    [monthsAhead],
+  );
+  return rows[0]!.ahead;
 }

@@ -1,10 +1,13 @@
 /**
  * A pool that notices within a second when Postgres has fallen silent (stopped, cut off, unreachable), which TCP does not tell for minutes.
- * A slow statement is no sign of it: while something is out and nothing comes back, a connection of its own asks `SELECT 1`. When that is not
- * answered either, every connection is dropped and everybody is told at once, until that one connection has an answer again.
+ * A slow statement is no sign of it, nor is one that waits in a pooler's queue: while something is out and nothing comes back, a direct connection
+ * of its own asks `SELECT 1`. When that is not answered either, every connection is reset and everybody is told at once, until that one connection
+ * has an answer again.
  */
+import type { Socket } from "node:net";
 import type { Logger } from "@drover/telemetry";
 import pg from "pg";
+import { isStale, NamingClient, StatementNames } from "./prepared.ts";
 
 /** Nothing came back for so long: ask. */
 const suspectAfterMs = 200;
@@ -17,8 +20,11 @@ const tickMs = 50;
 
 export interface SilencePoolOptions extends pg.PoolConfig {
   logger: Logger;
-  /** See `DatabaseOptions.stuckAfterMs`. */
+  /** The server without a pooler in between, to ask whether it answers. */
+  directUrl: string;
+  /** See `DatabaseOptions`. */
   stuckAfterMs: number | undefined;
+  prepared: boolean;
 }
 
 export class SilencePool extends pg.Pool {
@@ -35,9 +41,17 @@ export class SilencePool extends pg.Pool {
   #away: Error | undefined;
   #asking: pg.Client | undefined;
 
-  constructor({ logger, stuckAfterMs, ...config }: SilencePoolOptions) {
+  constructor({ logger, stuckAfterMs, directUrl, prepared, ...config }: SilencePoolOptions) {
     const pool = { current: undefined as SilencePool | undefined };
-    class Client extends pg.Client {
+    const names = new StatementNames(prepared, () =>
+      logger.warn(
+        "named statements do not last on these connections: each is planned anew from now on. Before a PgBouncer older than 1.21, or one with max_prepared_statements = 0, set DATABASE_PREPARED_STATEMENTS=false",
+      ),
+    );
+    class Client extends NamingClient {
+      constructor(options: pg.ClientConfig = {}) {
+        super(options, names);
+      }
       override connect(): Promise<pg.Client>;
       override connect(callback: (error: Error) => void): void;
       override connect(callback?: (error: Error) => void): Promise<pg.Client> | undefined {
@@ -47,10 +61,19 @@ export class SilencePool extends pg.Pool {
         else super.connect(callback);
         return undefined;
       }
+      override end(): Promise<void>;
+      override end(callback: (error: Error) => void): void;
+      override end(callback?: (error: Error) => void): Promise<void> | undefined {
+        // Given up on with a statement under way.
+        if (!(this as { readyForQuery?: boolean | null }).readyForQuery) reset(this);
+        if (!callback) return super.end();
+        super.end(callback);
+        return undefined;
+      }
     }
     super({ ...config, Client: Client as new () => pg.ClientBase });
     pool.current = this;
-    this.#config = config;
+    this.#config = { ...config, connectionString: directUrl };
     this.#logger = logger;
     this.#stuckAfterMs = stuckAfterMs;
     this.on("acquire", () => this.#watch());
@@ -73,6 +96,16 @@ export class SilencePool extends pg.Pool {
         (error) => callback(error, undefined, () => {}),
       );
     return undefined;
+  }
+
+  /** A statement of its own. One that a named statement stood in the way of has not run, and is sent again. */
+  override query(...args: never[]): never {
+    const send = super.query.bind(this) as (...args: unknown[]) => Promise<unknown>;
+    const again = (error: unknown) => {
+      if (!isStale(error)) throw error;
+      return send(...args);
+    };
+    return send(...args).catch(again) as never;
   }
 
   #waitForFree(): Promise<pg.PoolClient> {
@@ -140,7 +173,7 @@ export class SilencePool extends pg.Pool {
   async #beAway(): Promise<void> {
     this.#away = unanswered("Postgres does not answer");
     this.#logger.warn("Postgres does not answer: everybody is told at once until it does");
-    for (const client of this.#clients) client.connection.stream.destroy();
+    for (const client of this.#clients) reset(client);
     while (!this.ended && !(await this.#isAnswered(answerWithin.away))) await pause(askAgainMs);
     this.#away = undefined;
     if (!this.ended) this.#logger.info("Postgres answers again");
@@ -172,8 +205,18 @@ export class SilencePool extends pg.Pool {
   }
 
   #stopAsking(): void {
-    this.#asking?.connection.stream.destroy();
+    if (this.#asking) reset(this.#asking);
     this.#asking = undefined;
+  }
+}
+
+/** Ends a connection at once. With a reset, so that the kernel does not go on sending what was lost: over TLS, that cannot be had. */
+function reset(client: pg.Client): void {
+  const stream = client.connection.stream as Socket;
+  try {
+    stream.resetAndDestroy();
+  } catch {
+    stream.destroy();
   }
 }
 

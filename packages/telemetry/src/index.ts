@@ -1,2 +1,3 @@
 export { addSecret, createLogger, type Logger, scrub } from "./logger.ts";
 export { collectProcessMetrics, metrics, metricsContentType, metricsText } from "./metrics.ts";
+export { secretShapes } from "./secret-shapes.ts";

@@ -3,6 +3,7 @@
  * free text, so the last step replaces known token shapes and every secret this process was told of (`addSecret`).
  */
 import { type DestinationStream, destination, type Logger, pino } from "pino";
+import { secretShapes } from "./secret-shapes.ts";
 
 export type { Logger };
 
@@ -13,12 +14,13 @@ export function addSecret(value: string | undefined): void {
   if (value && value.length >= 6) secrets.add(value);
 }
 
-/** Shapes of secrets: provider keys, webhook secrets, our own keys, links to approvals, bearer tokens, passwords inside URLs. */
+const { tokens, bearer, urlPassword } = secretShapes("doubtful");
+/** Keys and tokens, links to approvals, bearer tokens, passwords inside URLs. */
 const shapes: [RegExp, string][] = [
-  [/\b(sk-[A-Za-z0-9_-]{16,}|AIza[A-Za-z0-9_-]{20,}|whsec_[A-Za-z0-9+/=]{16,}|drv_[A-Za-z0-9_-]{16,})/g, "[secret]"],
+  [new RegExp(`\\b(?:${tokens})`, "g"), "[secret]"],
   [/(\/approvals\/link\/)[A-Za-z0-9_-]{16,}/g, "$1[secret]"],
-  [/\b(bearer\s+)[A-Za-z0-9._~+/=-]{12,}/gi, "$1[secret]"],
-  [/([a-z][a-z0-9+.-]*:\/\/[^\s:/@"]*:)[^\s@/"]+@/gi, "$1[secret]@"],
+  [bearer, "$1[secret]"],
+  [urlPassword, "$1[secret]"],
 ];
 
 /** `text` with every known secret and every secret-shaped piece replaced. */

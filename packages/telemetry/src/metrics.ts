@@ -129,7 +129,13 @@ export const metrics = {
   }),
   slotsActive: new Gauge({ name: "drover_slots_active", help: "Slots of this worker that hold a run", registers }),
   slots: new Gauge({ name: "drover_slots", help: "Slots of this worker", registers }),
-  /** `event`: stalled, lock_lost, handler_threw, wake_lost. */
+  /** Without a gap, from next month on. 0: make them (`drover migrate`). */
+  partitionsAhead: new Gauge({
+    name: "drover_partitions_ahead",
+    help: "Coming months whose partition of run_events exists",
+    registers: [registry],
+  }),
+  /** `event`: stalled, wake_lost. */
   queueTrouble: new Counter({
     name: "drover_queue_trouble_total",
     help: "What went wrong with wake-ups; none of it loses a run",
@@ -161,6 +167,12 @@ export const metrics = {
   auditUnchained: new Gauge({
     name: "drover_audit_unchained",
     help: "Entries of the audit trail that the sequencer has not chained yet",
+    registers,
+  }),
+  runsUnclaimable: new Gauge({
+    name: "drover_runs_unclaimable",
+    help: "Queued runs that no worker has taken because none it met knows their agent or model",
+    labelNames: ["agent"] as const,
     registers,
   }),
   workersLive: new Gauge({

@@ -1,12 +1,15 @@
 /** What must be left of the whole installation once everything is done: closed batches, an unbroken trail, money that adds up, and nothing in between. */
+
 import { verifyAudit } from "@drover/runs";
 import type { Pool } from "@drover/storage";
+import { twice } from "../../support/twice.ts";
 import type { Evidence, Violation } from "./evidence.ts";
 import type { Life } from "./supervised.ts";
 
 /** Rows that must not be left, and what they would be. */
 const leftovers: Record<string, string> = {
   "open runs": "SELECT count(*) AS n FROM runs WHERE finished_at IS NULL",
+  ...twice,
   "open batches": "SELECT count(*) AS n FROM batches WHERE status = 'running'",
   "open questions": "SELECT count(*) AS n FROM approvals WHERE status = 'pending'",
   "money set aside": "SELECT count(*) AS n FROM budget_reservations",

@@ -5,9 +5,6 @@
 import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
-import { loadConfig } from "@drover/protocol";
-import { openQueue, queueConfig, type WakeQueue } from "@drover/queue";
-import { createLogger } from "@drover/telemetry";
 import { checkLogs } from "./check-logs.ts";
 import { checkDeliveries, checkSubmissions } from "./check-promises.ts";
 import { checkSteps } from "./check-steps.ts";
@@ -120,40 +117,32 @@ const bringForwardMs = 8000;
 /** Waits until nothing is left to do and everybody is there. Gives up when nothing changes any more: what is left then, in words. */
 async function drain(stage: Stage, { patienceMs, workers, signal }: TortureOptions, moves: () => number) {
   const { pool } = stage;
-  const queue = await openQueue(loadConfig(queueConfig, stage.redisUrl ? { REDIS_URL: stage.redisUrl } : {}), {
-    logger: createLogger({ name: "torture", level: "silent" }),
-    postgresUrl: stage.databaseUrl,
-  });
-  try {
-    let seen = "";
-    const startedAt = performance.now();
-    let changedAt = startedAt;
-    let forwardAt = startedAt + 2000;
-    for (;;) {
-      // What is busy may not answer in time: then it is not at rest.
-      const left = await readOpen(pool, queue).catch(() => null);
-      const unrest = left
-        ? Object.entries(left).filter(([what, n]) => n !== (what === "live workers" ? workers : 0))
-        : null;
-      if (unrest?.length === 0) return null;
-      const now = performance.now();
-      const state = JSON.stringify([left, moves()]);
-      if (state !== seen) changedAt = now;
-      seen = state;
-      if (signal.aborted || now - changedAt > patienceMs || now - startedAt > 10 * patienceMs)
-        return unrest?.map(([what, n]) => `${n} ${what}`).join(", ") ?? "no answers";
-      if (now >= forwardAt) {
-        await pool.query("UPDATE deliveries SET next_at = now() WHERE status = 'pending'").catch(() => {});
-        forwardAt = now + bringForwardMs;
-      }
-      await delay(250, undefined, { signal }).catch(() => {});
+  let seen = "";
+  const startedAt = performance.now();
+  let changedAt = startedAt;
+  let forwardAt = startedAt + 2000;
+  for (;;) {
+    // What is busy may not answer in time: then it is not at rest.
+    const left = await readOpen(pool).catch(() => null);
+    const unrest = left
+      ? Object.entries(left).filter(([what, n]) => n !== (what === "live workers" ? workers : 0))
+      : null;
+    if (unrest?.length === 0) return null;
+    const now = performance.now();
+    const state = JSON.stringify([left, moves()]);
+    if (state !== seen) changedAt = now;
+    seen = state;
+    if (signal.aborted || now - changedAt > patienceMs || now - startedAt > 10 * patienceMs)
+      return unrest?.map(([what, n]) => `${n} ${what}`).join(", ") ?? "no answers";
+    if (now >= forwardAt) {
+      await pool.query("UPDATE deliveries SET next_at = now() WHERE status = 'pending'").catch(() => {});
+      forwardAt = now + bringForwardMs;
     }
-  } finally {
-    await queue.close();
+    await delay(250, undefined, { signal }).catch(() => {});
   }
 }
 
-async function readOpen(pool: Stage["pool"], queue: WakeQueue) {
+async function readOpen(pool: Stage["pool"]) {
   const { rows } = await pool.query<
     Record<"runs" | "batches" | "messages" | "deliveries" | "entries" | "reservations" | "workers", number>
   >(
@@ -174,7 +163,6 @@ async function readOpen(pool: Stage["pool"], queue: WakeQueue) {
     "entries without a number": entries,
     // Of dead owners: the rescuer gives them back.
     "reservations of money": reservations,
-    "waiting jobs": (await queue.depth()).waiting,
     "live workers": workers,
   };
 }

@@ -6,22 +6,15 @@ import type { NewEvent } from "@drover/harness";
 import { DroverError, toWireId, uuidv7 } from "@drover/protocol";
 import { cancelRun, decideApproval, listApprovals, raiseRunBudget, readLog, rollBack, setBudget } from "@drover/runs";
 import { createBatcher, faultOf, type Pool, throughOutages } from "@drover/storage";
-import { createLogWriter, LostOwnershipError } from "../../../packages/runs/src/log.ts";
-import {
-  type ClaimedRun,
-  claimNext,
-  claimRuns,
-  closeBatches,
-  type Leaving,
-  type Left,
-  leaveRuns,
-  makeRollbacks,
-  type Parking,
-  parkRun,
-  readClaims,
-  readLeft,
-} from "../../../packages/runs/src/moves.ts";
-import { isFinal } from "../../../packages/runs/src/state.ts";
+import { createLogWriter, LostOwnershipError } from "../../../packages/runs/src/log/append.ts";
+import { closeBatches } from "../../../packages/runs/src/moves/batch.ts";
+import { type ClaimedRun, readClaims } from "../../../packages/runs/src/moves/claim.ts";
+import { makeRollbacks } from "../../../packages/runs/src/moves/create.ts";
+import { type Leaving, leaveRuns, readLeft } from "../../../packages/runs/src/moves/leave.ts";
+import type { Moved } from "../../../packages/runs/src/moves/moved.ts";
+import { type Parking, parkRun } from "../../../packages/runs/src/moves/park.ts";
+import { isFinal } from "../../../packages/runs/src/moves/state.ts";
+import { claimMany, claimRuns } from "../../support/claim.ts";
 import type { Told, World } from "./world.ts";
 
 /** What a worker does with a run that it holds, or held: it goes on when it has been told that the run is lost, to find the fence. */
@@ -60,13 +53,13 @@ export function createHands(world: World, pool: Pool, worker: string) {
   return {
     /** Claims `runId`, or what is next; nothing when there is nothing to claim, or the answer is lost for good. */
     async claim(runId: string | null): Promise<ClaimedRun[]> {
-      if (runId === null) return (await unlessAway(() => claimNext(pool, worker, 1, 0))) ?? [];
+      if (runId === null) return (await unlessAway(() => claimMany(pool, worker, 1))) ?? [];
       try {
         const run = await claim(runId);
         return run ? [run] : [];
       } catch (error) {
         if (faultOf(error) !== "unavailable") throw error;
-        return (await unlessAway(() => readClaims(pool, worker, [runId]))) ?? [];
+        return ((await unlessAway(() => readClaims(pool, worker))) ?? []).filter(({ id }) => id === runId);
       }
     },
     /** Raises that stand in the run's log. */
@@ -86,7 +79,7 @@ export function createHands(world: World, pool: Pool, worker: string) {
     leave,
     park,
     /** What fails here is the rescuer's. */
-    async report({ runId, status, batchId, rollbackOwed }: Left): Promise<void> {
+    async report({ runId, status, batchId, rollbackOwed }: Moved): Promise<void> {
       if (!isFinal(status)) return;
       await unlessAway(async () => {
         if (batchId) await closeBatches(pool, [batchId]);

@@ -1,7 +1,7 @@
 /** What holds of runs whatever happens: in every committed state, over every change, and between what actors were told and what the log says. */
 import type { Pool } from "@drover/storage";
 import { expect } from "vitest";
-import { canMove, isFinal, type Status } from "../../../packages/runs/src/state.ts";
+import { canMove, isFinal, type Status } from "../../../packages/runs/src/moves/state.ts";
 import type { World } from "./world.ts";
 
 const finals = "('completed', 'partial', 'failed', 'cancelled')";

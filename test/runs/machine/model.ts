@@ -2,7 +2,7 @@
  * What one run ought to do, told without a database: a value, and for everything that anybody may do the value after it. It knows the
  * guarantees, not the statements; where the two differ, one of them is wrong.
  */
-import { finalStatuses, type Status } from "../../../packages/runs/src/state.ts";
+import { finalStatuses, type Status } from "../../../packages/runs/src/moves/state.ts";
 import type { ApiCall, WorkerStep } from "./actors.ts";
 import type { Pass } from "./rescue.ts";
 
@@ -116,7 +116,7 @@ function work(run: Model, seat: Seat, does: Extract<Deed, { by: "worker" }>["doe
     return;
   }
   if (does.do === "claim") {
-    if (run.status !== "queued" || !run.due || seat.worker.death || (does.next && !run.woken)) return;
+    if (run.status !== "queued" || !run.due || !run.woken || seat.worker.death) return;
     move(run, "running", "run.started");
     run.epoch++;
     run.owner = seat.worker;
@@ -244,9 +244,6 @@ function pass(run: Model, does: Pass): void {
       if (run.status !== "queued" || run.woken || !run.due) return;
       run.woken = true;
       run.wake++;
-      return;
-    case "rewake":
-      if (run.status === "queued" && run.woken) run.wake++;
       return;
     case "make rollbacks":
       if (run.rollback === "owed") run.rollback = "made";

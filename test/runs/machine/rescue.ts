@@ -2,18 +2,13 @@
 import { DroverError, uuidv7 } from "@drover/protocol";
 import { decideApproval, raiseRunBudget, setBudget } from "@drover/runs";
 import { type Pool, transaction } from "@drover/storage";
-import { findExpired } from "../../../packages/runs/src/approvals.ts";
-import {
-  closeBatches,
-  findOverdue,
-  findResumable,
-  leaveRuns,
-  makeRollbacks,
-  resumeRuns,
-  rewake,
-  takeOver,
-  wakeDue,
-} from "../../../packages/runs/src/moves.ts";
+import { closeBatches } from "../../../packages/runs/src/moves/batch.ts";
+import { makeRollbacks } from "../../../packages/runs/src/moves/create.ts";
+import { leaveRuns } from "../../../packages/runs/src/moves/leave.ts";
+import { findResumable, resumeRuns } from "../../../packages/runs/src/moves/park.ts";
+import { findOverdue, takeOver } from "../../../packages/runs/src/moves/rescue.ts";
+import { wakeDue } from "../../../packages/runs/src/moves/wake.ts";
+import { findExpired } from "../../../packages/runs/src/people/approvals.ts";
 import { createHands, takeStep, unlessAway } from "./actors.ts";
 import type { World } from "./world.ts";
 
@@ -27,7 +22,6 @@ export type Death = { cause: "crashed" | "silent" } | { cause: "blocked"; culpri
 export type Pass =
   | { do: "take over" }
   | { do: "wake due" }
-  | { do: "rewake" }
   | { do: "end overdue" }
   | { do: "expire" }
   | { do: "make rollbacks" }
@@ -49,17 +43,8 @@ async function passes(world: World, pool: Pool, pass: Pass): Promise<unknown> {
       return await takeOver(pool, most);
     case "wake due":
       return await wakeDue(pool, most);
-    case "rewake": {
-      const { rows } = await pool.query<{ id: string; wake: number }>(
-        "SELECT id, wake FROM runs WHERE status = 'queued' AND woken",
-      );
-      return await rewake(
-        pool,
-        rows.map(({ id, wake }) => ({ runId: id, wake })),
-      );
-    }
     case "end overdue":
-      for (const { id, epoch, cause } of await findOverdue(pool, graceMs, most)) {
+      for (const { id, epoch, cause } of await findOverdue(pool, { graceMs, most })) {
         const ending = await leaving(
           { id, epoch },
           cause === "cancelled" ? { status: cause } : { status: "failed", stopReason: cause },

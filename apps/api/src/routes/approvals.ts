@@ -20,9 +20,9 @@ import {
 import { z } from "zod";
 import { approvalAnswer } from "../answers.ts";
 import type { App, Context } from "../context.ts";
+import { fromCursor, readPage, toCursor } from "../cursors.ts";
 import { decide } from "../deciding.ts";
 import type { Caller } from "../keys.ts";
-import { fromCursor, readPage, toCursor } from "../pages.ts";
 import { missing, requireId, runId } from "../resources.ts";
 
 const tags = ["act"];
@@ -40,7 +40,7 @@ export function approvalRoutes(app: App, context: Context): void {
   app.route({
     method: "GET",
     url: "/approvals",
-    config: { permission: "read" },
+    config: { scope: "read" },
     schema: {
       tags,
       summary: "What people are or were asked, newest first",
@@ -53,7 +53,7 @@ export function approvalRoutes(app: App, context: Context): void {
   app.route({
     method: "GET",
     url: "/query/:id/approvals",
-    config: { permission: "read", problems: ["not_found"] },
+    config: { scope: "read", problems: ["not_found"] },
     schema: {
       tags,
       summary: "What people are or were asked about a query, newest first",
@@ -71,7 +71,7 @@ export function approvalRoutes(app: App, context: Context): void {
   app.route({
     method: "GET",
     url: "/approvals/:id",
-    config: { permission: "read", problems: ["not_found"] },
+    config: { scope: "read", problems: ["not_found"] },
     schema: {
       tags,
       summary: "What people are or were asked: one question",
@@ -86,7 +86,7 @@ export function approvalRoutes(app: App, context: Context): void {
   app.route({
     method: "POST",
     url: "/approvals/:id",
-    config: { permission: "approve", problems: ["not_found", "conflict"] },
+    config: { scope: "approve", problems: ["not_found", "conflict"] },
     schema: {
       tags,
       summary: "Decide",
@@ -117,7 +117,7 @@ export function approvalRoutes(app: App, context: Context): void {
   app.route({
     method: "POST",
     url: "/approvals/:id/link",
-    config: { permission: "approve", problems: ["not_found", "conflict"] },
+    config: { scope: "approve", problems: ["not_found", "conflict"] },
     schema: {
       tags,
       summary: "A link with which somebody without a key decides",

@@ -10,7 +10,7 @@ export function artifactRoutes(app: App, { pool, blobs }: Context): void {
     method: "GET",
     url: "/query/:id/artifacts/:artifact",
     config: {
-      permission: "read",
+      scope: "read",
       problems: ["not_found"],
       answerHeaders: { 200: { etag: "the artifact's id: its content never changes" } },
     },

@@ -3,14 +3,14 @@ import { auditPage, fromWireId, pageQuery } from "@drover/protocol";
 import { type AuditFilter, readAudit } from "@drover/runs";
 import { z } from "zod";
 import type { App, Context } from "../context.ts";
-import { fromCursor, readPage, toCursor } from "../pages.ts";
+import { fromCursor, readPage, toCursor } from "../cursors.ts";
 import { invalid } from "../problems.ts";
 
 export function auditRoutes(app: App, context: Context): void {
   app.route({
     method: "GET",
     url: "/audit",
-    config: { permission: "audit" },
+    config: { scope: "audit" },
     schema: {
       tags: ["operate"],
       summary: "The audit trail, oldest first",

@@ -4,7 +4,7 @@ import { cancelBatch, readBatch, readBatchItems } from "@drover/runs";
 import { z } from "zod";
 import { batchAnswer } from "../answers.ts";
 import type { App, Context } from "../context.ts";
-import { fromCursor, readPage, toCursor } from "../pages.ts";
+import { fromCursor, readPage, toCursor } from "../cursors.ts";
 import { missing, requireId } from "../resources.ts";
 
 const params = z.object({ id: z.string().describe("`bat_…`") });
@@ -26,7 +26,7 @@ export function batchRoutes(app: App, context: Context): void {
   app.route({
     method: "GET",
     url: "/query/batch/:id",
-    config: { permission: "read", problems: ["not_found"] },
+    config: { scope: "read", problems: ["not_found"] },
     schema: {
       tags: ["follow"],
       summary: "A batch: progress, cost, and its items page by page",
@@ -48,7 +48,7 @@ export function batchRoutes(app: App, context: Context): void {
   app.route({
     method: "POST",
     url: "/query/batch/:id/cancel",
-    config: { permission: "cancel", problems: ["not_found"] },
+    config: { scope: "cancel", problems: ["not_found"] },
     schema: {
       tags: ["act"],
       summary: "Cancel every item of a batch that is not final",

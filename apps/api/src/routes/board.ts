@@ -1,11 +1,12 @@
 /**
- * Bull Board at /admin/queues: what BullMQ holds, for operators. It looks, pauses and resumes, and nothing else. Each job shows
- * its run's status, read from Postgres for the page at hand.
+ * Bull Board at /admin/queues, for operators: every run as a job, read from Postgres for the page at hand. It looks, pauses and resumes, and
+ * nothing else.
  */
 import { createBullBoard } from "@bull-board/api";
 import { FastifyAdapter } from "@bull-board/fastify";
 import { DroverError, toWireId } from "@drover/protocol";
-import type { WakeQueue } from "@drover/queue";
+import { type BoardJob, type BoardSource, type BoardState, boardStates, type WakeQueue } from "@drover/queue";
+import type { Pool } from "@drover/storage";
 import type { onRequestHookHandler } from "fastify";
 import type { App, Context } from "../context.ts";
 import { sendProblem } from "../problems.ts";
@@ -36,7 +37,7 @@ export async function boardRoutes(
 
   await app.register(async (scope) => {
     scope.addHook("onRoute", (route) => {
-      route.config = { ...route.config, permission: "board", basic: true };
+      route.config = { ...route.config, scope: "board", basic: true };
       route.schema = { ...route.schema, hide: true };
     });
     // Answers itself: behind it, errors are told as the board's own pages understand them.
@@ -45,7 +46,7 @@ export async function boardRoutes(
         error ? sendProblem(logger, error, request, reply) : done(),
       ),
     );
-    // The board shows every tenant's wake-ups and pauses all of them: it belongs to the installation's own tenant.
+    // The board shows every tenant's runs and pauses all of them: it belongs to the installation's own tenant.
     scope.addHook("onRequest", (request, reply, done) => {
       if (request.caller.tenant === "default") return done();
       sendProblem(
@@ -60,36 +61,93 @@ export async function boardRoutes(
       const message = "The board only looks, pauses and resumes: change runs through the API.";
       void reply.code(405).header("allow", "GET").send({ error: message, message });
     });
-    scope.addHook("preSerialization", async (_request, _reply, payload) => withRunStatus(context, payload));
     await scope.register(serverAdapter.registerPlugin(), { prefix: boardPath });
   });
 
-  return (queue) =>
-    board.addQueue(
-      queue.board({
-        format: ({ runId }) => ({ task_id: toWireId("run", runId) }),
-        runUrl: (runId) => ({ href: `/execution/${toWireId("run", runId)}`, displayText: toWireId("run", runId) }),
-      }),
-    );
+  return (queue) => board.addQueue(queue.board(runsOf(context.pool)));
 }
 
-interface BoardJob {
-  data?: { task_id?: string; status?: string };
+/** Nothing is counted or listed beyond so many: the moving ones by their index, what is over among the runs submitted last. */
+const most = 10_000;
+const lately = `(SELECT * FROM runs ORDER BY id DESC LIMIT ${most})`;
+const moving = (condition: string) => `(SELECT * FROM runs WHERE ${condition} LIMIT ${most})`;
+
+const sources: Record<BoardState, string> = {
+  active: moving("status = 'running'"),
+  waiting: `(${moving("status = 'queued' AND woken")} UNION ALL ${moving("status = 'queued' AND set_aside_at IS NOT NULL")})`,
+  delayed: moving("status = 'queued' AND NOT woken AND set_aside_at IS NULL"),
+  completed: `(SELECT * FROM ${lately} l WHERE status IN ('completed', 'partial', 'cancelled'))`,
+  failed: `(SELECT * FROM ${lately} l WHERE status = 'failed')`,
+};
+
+interface JobRow {
+  id: string;
+  wake: number;
+  status: string;
+  woken: boolean;
+  set_aside: boolean;
+  priority: number;
+  attempt: number;
+  created_at: Date;
+  started_at: Date | null;
+  finished_at: Date | null;
+  worker: string | null;
+  stop_reason: string | null;
 }
 
-/** Adds each job's run status to what the board is about to show. */
-async function withRunStatus(context: Context, payload: unknown): Promise<unknown> {
-  const { queues, job } = (payload ?? {}) as { queues?: { jobs?: BoardJob[] }[]; job?: BoardJob };
-  const shown = [...(queues ?? []).flatMap((queue) => queue.jobs ?? []), ...(job ? [job] : [])].filter(
-    (one) => one.data?.task_id,
-  );
-  if (shown.length === 0) return payload;
-  const ids = shown.map((one) => one.data!.task_id!.replace("run_", ""));
-  const { rows } = await context.pool.query<{ id: string; status: string }>(
-    "SELECT replace(id::text, '-', '') AS id, status FROM runs WHERE id = ANY($1::uuid[])",
-    [ids],
-  );
-  const statuses = new Map(rows.map((row) => [`run_${row.id}`, row.status]));
-  for (const { data } of shown) data!.status = statuses.get(data!.task_id!) ?? "unknown";
-  return payload;
+const columns =
+  "id, wake, status, woken, set_aside_at IS NOT NULL AS set_aside, priority, attempt, created_at, started_at, finished_at, worker, stop_reason";
+
+/** The runs of all tenants as jobs of the board. */
+function runsOf(pool: Pool): BoardSource {
+  return {
+    async counts() {
+      const { rows } = await pool.query<Record<BoardState, number>>(
+        `SELECT ${boardStates.map((state) => `(SELECT count(*) FROM ${sources[state]} s) AS ${state}`).join(", ")}`,
+      );
+      return rows[0]!;
+    },
+    async list(states, start, end) {
+      const lists = await Promise.all(
+        states.map((state) =>
+          pool.query<JobRow>(`SELECT ${columns} FROM ${sources[state]} s ORDER BY id DESC OFFSET $1 LIMIT $2`, [
+            start,
+            end - start + 1,
+          ]),
+        ),
+      );
+      return lists.flatMap(({ rows }) => rows.map(toJob));
+    },
+    async get(id) {
+      const [, runId] = /^run-([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})-\d+$/.exec(id) ?? [];
+      if (runId === undefined) return;
+      const { rows } = await pool.query<JobRow>(`SELECT ${columns} FROM runs WHERE id = $1`, [runId]);
+      return rows[0] && toJob(rows[0]);
+    },
+  };
+}
+
+function toJob(row: JobRow): BoardJob {
+  const id = toWireId("run", row.id);
+  return {
+    id: `run-${row.id}-${row.wake}`,
+    state: stateOf(row),
+    data: { task_id: id, status: row.status },
+    priority: row.priority,
+    attempt: row.attempt,
+    createdAt: row.created_at.getTime(),
+    startedAt: row.started_at?.getTime() ?? null,
+    finishedAt: row.finished_at?.getTime() ?? null,
+    worker: row.worker,
+    failedReason: row.status === "failed" ? `The run failed (${row.stop_reason}): see its log.` : null,
+    link: { href: `/execution/${id}`, displayText: id },
+  };
+}
+
+/** A run that waits for a person or for money is not on the board's lists. */
+function stateOf({ status, woken, set_aside }: JobRow): BoardState {
+  if (status === "running") return "active";
+  if (status === "queued") return woken || set_aside ? "waiting" : "delayed";
+  if (status === "waiting") return "delayed";
+  return status === "failed" ? "failed" : "completed";
 }

@@ -1,5 +1,5 @@
 /** What a tenant may spend, and raising the caps of a run. */
-import { toNanos, toUsd } from "@drover/harness";
+import { toNanos, toUsd } from "@drover/harness/worker";
 import { type BudgetAnswer, budget, raiseBudgetBody, raisedBudget, setBudgetBody, toWireId } from "@drover/protocol";
 import { raiseRunBudget, readBudget, readRun, setBudget, type TenantBudget } from "@drover/runs";
 import { z } from "zod";
@@ -19,7 +19,7 @@ export function budgetRoutes(app: App, context: Context): void {
   app.route({
     method: "POST",
     url: "/query/:id/budget",
-    config: { permission: "intervene", problems: ["not_found", "conflict"] },
+    config: { scope: "intervene", problems: ["not_found", "conflict"] },
     schema: {
       tags: ["act"],
       summary: "Raise the budget of a query",
@@ -45,7 +45,7 @@ export function budgetRoutes(app: App, context: Context): void {
   app.route({
     method: "GET",
     url: "/budget",
-    config: { permission: "read" },
+    config: { scope: "read" },
     schema: {
       tags: ["operate"],
       summary: "What the tenant may spend, and has spent",
@@ -58,7 +58,7 @@ export function budgetRoutes(app: App, context: Context): void {
   app.route({
     method: "PUT",
     url: "/budget",
-    config: { permission: "budget" },
+    config: { scope: "budget" },
     schema: {
       tags: ["operate"],
       summary: "Set what the tenant may spend",

@@ -3,7 +3,7 @@ import { type MessageBody, messageBody } from "@drover/delivery";
 import { defaultPageSize, type FeedItem, feedPage, feedQuery, toWireId } from "@drover/protocol";
 import { type FeedMessage, lastFeedSeq, readFeed, waitForFeed } from "@drover/runs";
 import type { App, Context } from "../context.ts";
-import { fromCursor, toCursor } from "../pages.ts";
+import { fromCursor, toCursor } from "../cursors.ts";
 import { invalid } from "../problems.ts";
 import { untilClosed } from "../waiting.ts";
 
@@ -18,7 +18,7 @@ export function feedRoutes(app: App, context: Context): void {
   app.route({
     method: "GET",
     url: "/events",
-    config: { permission: "read" },
+    config: { scope: "read" },
     schema: {
       tags: ["webhooks"],
       summary: "The feed of webhook messages, oldest first",

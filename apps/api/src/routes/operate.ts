@@ -1,6 +1,6 @@
 /** Whether this process is alive and does its duty, its metrics, and the OpenAPI document. All but the metrics are open to everybody. */
 import { health, type ReadyAnswer, ready } from "@drover/protocol";
-import { faultOf, isMigrated } from "@drover/storage";
+import { faultOf, isMigrated, partitionsAhead } from "@drover/storage";
 import { metricsContentType, metricsText } from "@drover/telemetry";
 import { z } from "zod";
 import { metricsAuthentication } from "../auth.ts";
@@ -110,15 +110,17 @@ export function operateRoutes(app: App, context: Context, services: () => Servic
 
   async function whatIsDegraded(): Promise<string[]> {
     const degraded: string[] = [];
-    const [live] = await Promise.all([
+    const [live, ahead] = await Promise.all([
       pool.query(
         "SELECT FROM workers WHERE dead_at IS NULL AND heartbeat_at > clock_timestamp() - lease_ms * interval '1 ms' LIMIT 1",
       ),
+      partitionsAhead(pool),
       services()
-        ?.queue.depth()
+        ?.queue.check()
         .catch(() => degraded.push("the queue does not answer: workers find runs by themselves, a second later")),
     ]);
     if (live.rowCount === 0) degraded.push("no live worker: queries are accepted and wait");
+    if (ahead === 0) degraded.push("next month's partition of run_events is missing: run `drover migrate`");
     return degraded;
   }
 }

@@ -1,12 +1,12 @@
 /** Taking up a run that did not complete, from its last good step. */
 import { accepted, DroverError, type RetryBody, retryBody } from "@drover/protocol";
 import { type Retry, type Run, readRun, retryRun } from "@drover/runs";
-import { metrics } from "@drover/telemetry";
 import { z } from "zod";
 import { acceptedAnswer } from "../answers.ts";
 import type { App, Context } from "../context.ts";
 import { wake } from "../deciding.ts";
 import { type Caller, may } from "../keys.ts";
+import { countSubmissions } from "../observe.ts";
 import { missing, runId } from "../resources.ts";
 import { toSubmission } from "../submission.ts";
 import { acceptedHeaders, acceptedHeadersOf, idempotencyKey, idempotencyOf } from "./submit.ts";
@@ -16,7 +16,7 @@ export function retryRoutes(app: App, context: Context): void {
     method: "POST",
     url: "/query/:id/retry",
     config: {
-      permission: "submit",
+      scope: "submit",
       problems: ["not_found", "conflict", "idempotency_mismatch"],
       reads: z.object({ "Idempotency-Key": idempotencyKey }),
       answerHeaders: { 202: acceptedHeaders },
@@ -52,13 +52,11 @@ export function retryRoutes(app: App, context: Context): void {
         callbackDecides: may(caller.role, "approve") && config.DROVER_APPROVE_OWN,
         actor: caller.keyId,
         leaseMs: config.LEASE_SECONDS * 1000,
+        observe: countSubmissions,
         idempotency: idempotencyOf(request, `/query/${id}/retry`),
       });
       const { id: newId, made } = retried ?? missing("run");
-      if (made) {
-        metrics.runsSubmitted.inc({ agent: old.agent, kind: "retry" });
-        wake(context, [made]);
-      }
+      if (made) wake(context, [made]);
       return reply
         .code(202)
         .headers(acceptedHeadersOf({ id: newId, replayed: made === null }))

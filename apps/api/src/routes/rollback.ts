@@ -15,7 +15,7 @@ export function rollbackRoutes(app: App, context: Context): void {
     method: "POST",
     url: "/query/:id/rollback",
     config: {
-      permission: "intervene",
+      scope: "intervene",
       problems: ["not_found", "conflict"],
       answerHeaders: {
         200: { location: "where its status is" },

@@ -29,7 +29,7 @@ import {
 import { z } from "zod";
 import { acceptedAnswer, executionAnswer, resultAnswer, runProblem, statusAnswer, summaryAnswer } from "../answers.ts";
 import type { App, Context } from "../context.ts";
-import { fromCursor, readPage, toCursor } from "../pages.ts";
+import { fromCursor, readPage, toCursor } from "../cursors.ts";
 import { invalid, problemContentType } from "../problems.ts";
 import { missing, runId } from "../resources.ts";
 import { untilClosed } from "../waiting.ts";
@@ -57,7 +57,7 @@ export function runRoutes(app: App, context: Context): void {
     method: "GET",
     url: "/query/status/:id",
     config: {
-      permission: "read",
+      scope: "read",
       problems: ["not_found"],
       reads: z.object({ "If-None-Match": z.string().optional().describe("the `ETag` of the answer that is known") }),
       answerHeaders: {
@@ -112,7 +112,7 @@ export function runRoutes(app: App, context: Context): void {
     method: "GET",
     url: "/query/result/:id",
     config: {
-      permission: "read",
+      scope: "read",
       problems: ["not_found"],
       answerHeaders: { 202: { "retry-after": "seconds until asking makes sense" } },
     },
@@ -147,7 +147,7 @@ export function runRoutes(app: App, context: Context): void {
   app.route({
     method: "GET",
     url: "/execution/:id",
-    config: { permission: "read", basic: true, problems: ["not_found"] },
+    config: { scope: "read", basic: true, problems: ["not_found"] },
     schema: {
       tags,
       summary: "The stored record of a query",
@@ -170,7 +170,7 @@ export function runRoutes(app: App, context: Context): void {
   app.route({
     method: "GET",
     url: "/query",
-    config: { permission: "read" },
+    config: { scope: "read" },
     schema: {
       tags,
       summary: "List queries, newest first",
@@ -203,7 +203,7 @@ export function runRoutes(app: App, context: Context): void {
   app.route({
     method: "POST",
     url: "/query/:id/cancel",
-    config: { permission: "cancel", problems: ["not_found"] },
+    config: { scope: "cancel", problems: ["not_found"] },
     schema: {
       tags: ["act"],
       summary: "Cancel a query",

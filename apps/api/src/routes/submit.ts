@@ -12,7 +12,6 @@ import {
   toWireId,
 } from "@drover/protocol";
 import { type Accepted, type Idempotency, isFinal, readOutcome, readRun, waitForRun } from "@drover/runs";
-import { metrics } from "@drover/telemetry";
 import type { FastifyRequest } from "fastify";
 import { z } from "zod";
 import { acceptedAnswer, resultAnswer, runProblem } from "../answers.ts";
@@ -42,7 +41,7 @@ const answers = {
 
 export function submitRoutes(app: App, context: Context): void {
   const config = {
-    permission: "submit",
+    scope: "submit",
     problems: ["payload_too_large", "idempotency_mismatch"],
     reads: z.object({ "Idempotency-Key": idempotencyKey }),
     answerHeaders: { 202: acceptedHeaders },
@@ -149,8 +148,6 @@ export function submitRoutes(app: App, context: Context): void {
       const idempotency = idempotencyOf(request);
       const batch = toBatchSubmission(request.body, request.caller, context);
       const made = await context.services().submitter.submitBatch(batch, idempotency);
-      if (!made.replayed)
-        for (const { input } of batch.items) metrics.runsSubmitted.inc({ agent: input.agent, kind: "batch" });
       const batchId = toWireId("batch", made.id);
       const checkUrl = `/query/batch/${batchId}`;
       context.logger.debug({ request_id: request.id, batch_id: batchId }, "accepted");
@@ -165,7 +162,6 @@ export function submitRoutes(app: App, context: Context): void {
     const idempotency = idempotencyOf(request);
     const submission = toSubmission(body, request.caller, context);
     const made = await context.services().submitter.submit(submission, idempotency);
-    if (!made.replayed) metrics.runsSubmitted.inc({ agent: submission.input.agent, kind: "single" });
     if (context.logger.isLevelEnabled("debug"))
       context.logger.debug(
         { request_id: request.id, task_id: toWireId("run", made.id), replayed: made.replayed },

@@ -34,8 +34,8 @@ import {
 import { readRun } from "@drover/runs";
 import { z } from "zod";
 import type { App, Context } from "../context.ts";
+import { fromCursor, readPage, toCursor } from "../cursors.ts";
 import { may } from "../keys.ts";
-import { fromCursor, readPage, toCursor } from "../pages.ts";
 import { invalid } from "../problems.ts";
 import { missing, requireId, runId } from "../resources.ts";
 
@@ -46,7 +46,7 @@ const json = <T extends z.ZodType>(description: string, schema: T) => ({
   description,
   content: { "application/json": { schema } },
 });
-const manage = { permission: "webhooks", problems: ["not_found"] } as const;
+const manage = { scope: "webhooks", problems: ["not_found"] } as const;
 
 export function webhookRoutes(app: App, context: Context): void {
   const { pool, signals } = context;
@@ -59,7 +59,7 @@ export function webhookRoutes(app: App, context: Context): void {
   app.route({
     method: "POST",
     url: "/webhooks",
-    config: { permission: "webhooks", answerHeaders: { 201: { location: "of the new endpoint" } } },
+    config: { scope: "webhooks", answerHeaders: { 201: { location: "of the new endpoint" } } },
     schema: {
       tags,
       summary: "Make a webhook endpoint",
@@ -87,7 +87,7 @@ export function webhookRoutes(app: App, context: Context): void {
   app.route({
     method: "GET",
     url: "/webhooks",
-    config: { permission: "webhooks" },
+    config: { scope: "webhooks" },
     schema: {
       tags,
       summary: "List webhook endpoints, newest first",
@@ -211,7 +211,7 @@ export function webhookRoutes(app: App, context: Context): void {
   app.route({
     method: "GET",
     url: "/webhooks/secret",
-    config: { permission: "secret", problems: ["not_found"] },
+    config: { scope: "secret", problems: ["not_found"] },
     schema: {
       tags,
       summary: "The secret that callbacks are signed with",
@@ -225,7 +225,7 @@ export function webhookRoutes(app: App, context: Context): void {
   app.route({
     method: "POST",
     url: "/webhooks/secret/rotate",
-    config: { permission: "secret", problems: ["not_found"] },
+    config: { scope: "secret", problems: ["not_found"] },
     schema: {
       tags,
       summary: "Give callbacks a new secret",
@@ -243,7 +243,7 @@ export function webhookRoutes(app: App, context: Context): void {
   app.route({
     method: "GET",
     url: "/query/:id/deliveries",
-    config: { permission: "read", problems: ["not_found"] },
+    config: { scope: "read", problems: ["not_found"] },
     schema: {
       tags,
       summary: "What was delivered about a query, newest first",
@@ -268,7 +268,7 @@ export function webhookRoutes(app: App, context: Context): void {
   app.route({
     method: "POST",
     url: "/deliveries/:id/redeliver",
-    config: { permission: "redeliver", problems: ["not_found", "conflict"] },
+    config: { scope: "redeliver", problems: ["not_found", "conflict"] },
     schema: {
       tags,
       summary: "Deliver once more",

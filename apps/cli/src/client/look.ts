@@ -109,6 +109,7 @@ function statusLines(run: StatusAnswer): string[] {
     ["undoes", run.of_run],
     ["retry of", run.retry_of],
     ["waiting for", run.waiting_for && `${waitsFor(run)}  (${whatToDo(run.task_id, run.waiting_for)})`],
+    ["why", run.reason && `${oneLine(run.reason.text, 300)} Since ${run.reason.since}.`],
     ["attempt", run.attempt > 1 && String(run.attempt)],
     ["next try", run.next_attempt_at],
     ["cancel", run.cancel_requested && "asked for, its worker has been told"],

@@ -4,7 +4,6 @@ import { readFile, rename, rm } from "node:fs/promises";
 import { Readable } from "node:stream";
 import { pipeline } from "node:stream/promises";
 import {
-  auditJson,
   type ChainedEntry,
   type Checkpoint,
   newSigningKey,
@@ -13,7 +12,7 @@ import {
   readSigningKey,
   verifyChain,
 } from "@drover/harness";
-import { auditCheckpoint, auditEntry } from "@drover/protocol";
+import { auditCheckpoint, auditEntry, canonicalJson } from "@drover/protocol";
 import { listAuditTenants, readCheckpoints, readTrail, type VerifiedTrail, verifyAudit } from "@drover/runs";
 import { z } from "zod";
 import { CliError, exitCodes } from "../exit.ts";
@@ -71,7 +70,7 @@ export async function exportTrail(options: AuditOptions & { out?: string }): Pro
       let toldAt = performance.now();
       for (const name of tenants)
         for await (const entry of readTrail(pool, name)) {
-          yield `${auditJson(entry)}\n`;
+          yield `${canonicalJson(entry)}\n`;
           entries++;
           if (performance.now() - toldAt > progressMs) {
             toldAt = performance.now();

@@ -2,6 +2,7 @@
  * Signed checkpoints: "at this time this tenant's trail had so many entries, and the last one's hash was this". Kept where whoever can
  * rewrite the trail cannot reach, one makes every later change of what it covers visible, a cut tail too. Ed25519 (RFC 8032).
  */
+
 import {
   createHash,
   createPrivateKey,
@@ -11,7 +12,7 @@ import {
   sign,
   verify,
 } from "node:crypto";
-import { auditJson } from "../audit.ts";
+import { canonicalJson } from "@drover/protocol";
 
 export interface CheckpointContent {
   tenant: string;
@@ -30,9 +31,9 @@ export interface Checkpoint extends CheckpointContent {
   signature: string;
 }
 
-/** What is signed: the UTF-8 bytes of `drover-audit-checkpoint`, a line feed, and `auditJson` of `at`, `hash`, `key_id`, `seq`, `tenant`. */
+/** What is signed: the UTF-8 bytes of `drover-audit-checkpoint`, a line feed, and `canonicalJson` of `at`, `hash`, `key_id`, `seq`, `tenant`. */
 function signedBytes({ at, hash, key_id, seq, tenant }: Omit<Checkpoint, "signature">): Buffer {
-  return Buffer.from(`drover-audit-checkpoint\n${auditJson({ at, hash, key_id, seq, tenant })}`, "utf8");
+  return Buffer.from(`drover-audit-checkpoint\n${canonicalJson({ at, hash, key_id, seq, tenant })}`, "utf8");
 }
 
 export function signCheckpoint(content: CheckpointContent, privateKey: KeyObject): Checkpoint {

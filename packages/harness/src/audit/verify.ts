@@ -3,8 +3,8 @@
  * says what was done to it as far as the rest of the trail tells. Memory does not grow with the trail.
  */
 import type { KeyObject } from "node:crypto";
-import { type ChainedEntry, chainHash, noHash } from "../audit.ts";
 import { type Checkpoint, isSigned } from "./checkpoint.ts";
+import { type ChainedEntry, chainHash, noHash } from "./trail.ts";
 
 /** The first place where a tenant's trail is not what was written. */
 export interface BadEntry {

@@ -4,8 +4,8 @@
  */
 import { flushCompileCache } from "node:module";
 import { Worker } from "node:worker_threads";
-import { shape } from "../output.ts";
-import type { AnyTool } from "../registry.ts";
+import { messageOf, shape } from "../door/output.ts";
+import type { AnyTool } from "../library/tool.ts";
 import { howToExport, toolsOf } from "./exports.ts";
 import { type Answer, endOfCall, type ToChild, type ToParent } from "./messages.ts";
 import { endSelf } from "./tree.ts";
@@ -40,7 +40,7 @@ try {
   // With NODE_COMPILE_CACHE: it is written at a process's orderly end, which this one does not have.
   flushCompileCache();
 } catch (error) {
-  tell({ type: "broken", message: messageOf(error) });
+  tell({ type: "broken", message: messageOf(error).slice(0, longestMessage) });
 }
 
 async function carryOut(call: Call, tool: AnyTool | undefined): Promise<void> {
@@ -64,11 +64,10 @@ async function answerOf(
     const written = await shape(entry === "execute" ? tool : {}, output);
     return { type: "returned", written, nothing: output === undefined };
   } catch (error) {
-    return { type: "threw", name: error instanceof Error ? error.name : "", message: messageOf(error) };
+    return {
+      type: "threw",
+      name: error instanceof Error ? error.name : "",
+      message: messageOf(error).slice(0, longestMessage),
+    };
   }
-}
-
-function messageOf(error: unknown): string {
-  const message = error instanceof Error ? error.message || error.name : String(error);
-  return message.slice(0, longestMessage);
 }

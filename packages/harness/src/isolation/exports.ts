@@ -1,5 +1,5 @@
 /** Finding a tool in the module that exports it: an export, an element of an exported list, or of the default export's `tools`. */
-import type { AnyTool } from "../registry.ts";
+import type { AnyTool } from "../library/tool.ts";
 
 /** The tools of a module by name; of two with the same name the first. */
 export function toolsOf(module: Record<string, unknown>): Map<string, AnyTool> {

@@ -1,8 +1,9 @@
 /** A tool that runs in a process of its own, in the place of the tool that was declared so: everything else about it stays as it is. */
-import { ConfigError } from "../agent.ts";
-import { mostKept } from "../output.ts";
-import type { AnyTool } from "../registry.ts";
-import { defaultTimeoutMs, NothingDone, type ToolContext } from "../tool.ts";
+
+import { mostKept } from "../door/output.ts";
+import { ConfigError } from "../library/agent.ts";
+import type { AnyTool } from "../library/tool.ts";
+import { defaultTimeoutMs, NothingDone, type ToolContext } from "../library/tool.ts";
 import type { Answer, Entry } from "./messages.ts";
 import type { Isolation } from "./pool.ts";
 

@@ -1,6 +1,6 @@
 /** What a tool's process and its parent tell each other, over Node's channel between processes. */
-import type { Written } from "../output.ts";
-import type { ToolContext } from "../tool.ts";
+import type { Written } from "../door/output.ts";
+import type { ToolContext } from "../library/tool.ts";
 
 /** What of a tool is called. */
 export type Entry = "execute" | "verify" | "compensate";

@@ -1,7 +1,7 @@
 /** Rules of an installation's own, as regular expressions that run in linear time (re2js), so that no text can hang the run. */
 import { RE2JS } from "re2js";
 import { z } from "zod";
-import { ConfigError } from "../agent.ts";
+import { ConfigError } from "../library/agent.ts";
 import { policyName, readOptions, stages } from "./options.ts";
 import { definePolicy, type Policy, type PolicyStage, policyStages } from "./policy.ts";
 import { type Span, screen } from "./screen.ts";

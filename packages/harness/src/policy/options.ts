@@ -1,6 +1,6 @@
 /** How the built-in policies read their options: the fields that all have, and one error that names every wrong one. */
 import { z } from "zod";
-import { ConfigError } from "../agent.ts";
+import { ConfigError } from "../library/agent.ts";
 import { policyStages } from "./policy.ts";
 
 export const policyName = z

@@ -3,7 +3,7 @@
  * model's words) and says what is to be done with it. The chain asks each in order; the strictest verdict wins, every verdict but
  * `allow` stands in the log with its reason.
  */
-import type { Permission } from "../tool.ts";
+import type { Permission } from "../library/tool.ts";
 
 /** `input`: the query and its context. `output`: the text of a model's reply. */
 export const policyStages = ["input", "arguments", "result", "output"] as const;

@@ -4,7 +4,7 @@
  */
 import { chainHash, noHash } from "@drover/harness";
 import type { Transaction } from "@drover/storage";
-import { batchSize, recentSeconds } from "../inbox.ts";
+import { batchSize, recentSeconds } from "../order/inbox.ts";
 import type { CheckpointWriter, Head } from "./checkpoints.ts";
 import { type EntryRow, entryColumns, placeEntry } from "./read.ts";
 
@@ -19,37 +19,35 @@ export async function chainBatch(
   after: string | null,
   checkpoints: CheckpointWriter | undefined,
 ): Promise<string | null> {
-  const { rows } = await client.query<InboxRow>({
-    name: "audit-inbox",
-    text: `SELECT u.entry_id, c.entry_id IS NOT NULL AS is_chained, ${entryColumns}
+  const { rows } = await client.query<InboxRow>(
+    `SELECT u.entry_id, c.entry_id IS NOT NULL AS is_chained, ${entryColumns}
        FROM (SELECT entry_id FROM audit_unchained
              WHERE entry_id > coalesce($1::uuid, uuidv7_floor(now() - $2 * interval '1 second'))
              ORDER BY entry_id LIMIT $3) u
        LEFT JOIN audit_entries e ON e.id = u.entry_id
        LEFT JOIN audit_chain c ON c.entry_id = u.entry_id
        ORDER BY u.entry_id`,
-    values: [after, recentSeconds, batchSize],
-  });
+    [after, recentSeconds, batchSize],
+  );
   const entries = rows.filter((row): row is InboxRow & EntryRow => row.id !== null && !row.is_chained);
   const done = rows.filter((row) => row.id !== null).map((row) => row.entry_id);
   if (done.length > 0) {
     const heads = await readHeads(client, [...new Set(entries.map((entry) => entry.tenant))]);
     const placed = entries.map((entry) => place(entry, heads));
-    await client.query({
-      name: "audit-chain",
-      text: `WITH chained AS (
+    await client.query(
+      `WITH chained AS (
           INSERT INTO audit_chain (tenant, seq, entry_id, hash)
           SELECT * FROM unnest($1::text[], $2::bigint[], $3::uuid[], $4::bytea[])
         )
         DELETE FROM audit_unchained WHERE entry_id = ANY($5::uuid[])`,
-      values: [
+      [
         placed.map((entry) => entry.tenant),
         placed.map((entry) => entry.seq),
         placed.map((entry) => entry.id),
         placed.map((entry) => entry.hash),
         done,
       ],
-    });
+    );
     if (checkpoints) for (const [tenant, head] of heads) checkpoints.add({ tenant, ...head }, head.added);
   }
   await checkpoints?.write(client);
@@ -62,12 +60,11 @@ interface GrowingHead extends Omit<Head, "tenant"> {
 
 /** Where each tenant's chain ends. Only the leader adds to it. */
 async function readHeads(client: Transaction, tenants: string[]): Promise<Map<string, GrowingHead>> {
-  const { rows } = await client.query<Head>({
-    name: "audit-heads",
-    text: `SELECT t.tenant, coalesce(c.seq, 0) AS seq, c.hash FROM unnest($1::text[]) AS t(tenant)
+  const { rows } = await client.query<Head>(
+    `SELECT t.tenant, coalesce(c.seq, 0) AS seq, c.hash FROM unnest($1::text[]) AS t(tenant)
        LEFT JOIN LATERAL (SELECT seq, hash FROM audit_chain c WHERE c.tenant = t.tenant ORDER BY seq DESC LIMIT 1) c ON true`,
-    values: [tenants],
-  });
+    [tenants],
+  );
   return new Map(rows.map(({ tenant, seq, hash }) => [tenant, { seq, hash: hash ?? noHash, added: 0 }]));
 }
 

@@ -2,10 +2,9 @@
  * The first schema. CHECK constraints repeat the state table of `runs/state.ts`, so that the database refuses nonsense.
  * Partial indexes name only what is moving: a finished run costs nothing but its row.
  */
-import { sql } from "kysely";
-import type { Migration } from "kysely/migration";
+import { inOrder } from "../in-order.ts";
 
-const statements = [
+export const initial = inOrder(
   `CREATE TABLE tenants (
     id text PRIMARY KEY CHECK (id ~ '^[a-z0-9][a-z0-9_-]{0,62}$'),
     webhook_secret text NOT NULL,
@@ -216,10 +215,4 @@ const statements = [
     duration_ms int NOT NULL,
     PRIMARY KEY (delivery_id, attempt)
   )`,
-];
-
-export const initial: Migration = {
-  async up(db) {
-    for (const statement of statements) await sql.raw(statement).execute(db);
-  },
-};
+);

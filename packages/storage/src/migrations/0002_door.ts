@@ -2,10 +2,9 @@
  * What the one door needs to be durable: approvals, budgets, rollbacks, and the audit trail. Audit tables only take inserts, whoever
  * asks: a trigger refuses the rest.
  */
-import { sql } from "kysely";
-import type { Migration } from "kysely/migration";
+import { inOrder } from "../in-order.ts";
 
-const statements = [
+export const door = inOrder(
   `ALTER TABLE runs
     ADD COLUMN kind text NOT NULL DEFAULT 'query' CHECK (kind IN ('query', 'rollback')),
     ADD COLUMN of_run uuid REFERENCES runs,
@@ -123,10 +122,4 @@ const statements = [
     (table) => `CREATE TRIGGER ${table}_insert_only BEFORE UPDATE OR DELETE OR TRUNCATE ON ${table}
     FOR EACH STATEMENT EXECUTE FUNCTION audit_insert_only()`,
   ),
-];
-
-export const door: Migration = {
-  async up(db) {
-    for (const statement of statements) await sql.raw(statement).execute(db);
-  },
-};
+);

@@ -1,8 +1,7 @@
 /** How a worker's death is seen and told: the advisory lock its row stands for, when and why it was declared dead, and who was to blame. */
-import { sql } from "kysely";
-import type { Migration } from "kysely/migration";
+import { inOrder } from "../in-order.ts";
 
-const statements = [
+export const liveness = inOrder(
   // `lock_id`: the second key of the session advisory lock that the worker's liveness connection holds.
   `ALTER TABLE workers
     ADD COLUMN lock_id int,
@@ -14,10 +13,4 @@ const statements = [
   // The dead worker whose loss counted as a crash: should it come back, it takes the count back.
   `ALTER TABLE runs ADD COLUMN lost_worker uuid`,
   `CREATE INDEX runs_lost_worker ON runs (lost_worker) WHERE lost_worker IS NOT NULL`,
-];
-
-export const liveness: Migration = {
-  async up(db) {
-    for (const statement of statements) await sql.raw(statement).execute(db);
-  },
-};
+);

@@ -2,10 +2,9 @@
  * The feed: every message for the whole tenant gets a number once its transaction has committed. What an endpoint that fails is remembered by.
  * And claims of deliveries that read no backlog.
  */
-import { sql } from "kysely";
-import type { Migration } from "kysely/migration";
+import { inOrder } from "../in-order.ts";
 
-const statements = [
+export const events = inOrder(
   // The same rows, said so that a statement which asks for `status = 'pending'` cannot use it: see delivery/claim.ts.
   `DROP INDEX deliveries_due`,
   `CREATE INDEX deliveries_due ON deliveries (next_at) WHERE next_at IS NOT NULL`,
@@ -34,10 +33,4 @@ const statements = [
     ADD COLUMN failing_since timestamptz(3),
     ADD COLUMN failed_messages uuid[] NOT NULL DEFAULT '{}',
     ADD CONSTRAINT endpoints_failing CHECK ((failing_since IS NULL) = (failed_messages = '{}'))`,
-];
-
-export const events: Migration = {
-  async up(db) {
-    for (const statement of statements) await sql.raw(statement).execute(db);
-  },
-};
+);
