@@ -75,6 +75,10 @@ test.each(["refused", "silent"] as const)(
       proxy.cut();
     }
     await worker.waitForLine("liveness connection lost");
+    // A look that was under way is over by then.
+    const lost = (await world.bench.pool.query("SELECT clock_timestamp() AS at")).rows[0].at;
+    const over = "SELECT clock_timestamp() > $1::timestamptz + interval '0.5 seconds' AS over";
+    await world.until(over, [lost], [{ over: true }]);
 
     const waiting = await world.submit("calm");
     world.endpoint.release();

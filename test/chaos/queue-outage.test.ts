@@ -1,13 +1,16 @@
 /** The wake queue when its server or a worker goes away and comes back: one suite for every backend. */
 import { migrateQueue, openQueue, QueueAwayError, queueConfig } from "@drover/queue";
 import { describe, expect, onTestFinished, test } from "vitest";
-import { backends, postgresPlace, proxiedBackends } from "../conformance/queue-backends.ts";
+import { backends, type Place, postgresPlace, proxiedBackends } from "../conformance/queue-backends.ts";
 import { answers, listener, logger, patience, quick, useServer } from "../conformance/queue-suite.ts";
 import { createEmptyDatabase } from "../support/database.ts";
 import { freePort } from "../support/ports.ts";
 import { spawnNode } from "../support/process.ts";
 import { startProxy } from "../support/proxy.ts";
 import { startRedis } from "../support/redis.ts";
+
+/** A bell whose ring is still being answered rings for nobody else. */
+const idle = (place: Place) => expect.poll(() => place.jobs(), patience).toEqual([]);
 
 describe.each(backends)("wake queue on $name in trouble", ({ start }) => {
   const { server, fresh } = useServer(start);
@@ -49,11 +52,12 @@ describe.each(backends)("wake queue on $name in trouble", ({ start }) => {
   });
 
   test("comes back by itself when the server was away while it idled", { timeout: 90_000 }, async () => {
-    const { queue } = await fresh();
+    const { place, queue } = await fresh();
     const { hear, heard } = listener();
     queue.consume({ hear });
     await queue.wake(1);
     await heard(1);
+    await idle(place);
     await server().halt();
     await expect(queue.check()).rejects.toBeInstanceOf(QueueAwayError);
     await server().restart();
@@ -85,6 +89,7 @@ describe.each(backends)("wake queue on $name in trouble", ({ start }) => {
     queue.consume({ hear });
     await queue.wake(1);
     await heard(1);
+    await idle(place);
     await server().refuseWrites(true);
     for (const ask of [() => queue.wake(1), () => queue.check()]) {
       // By asking, not from memory: who has just failed does not ask again for a moment.
@@ -166,8 +171,7 @@ describe.each(proxiedBackends)("wake queue on $name over a bad network", ({ star
     far.consume({ hear });
     await near.wake(1);
     await heard(1);
-    // Nothing is under way that the server might still carry out.
-    await expect.poll(() => place.jobs(), patience).toEqual([]);
+    await idle(place);
     proxy.forget();
     await near.wake(1);
     await expect.poll(() => counted.heard, { timeout: 60_000, interval: 100 }).toBe(2);
@@ -193,7 +197,7 @@ test("a ring that was taken on Postgres, and whose answer got lost, is handed ou
   far!.consume({ hear });
   await near!.wake(1);
   await heard(1);
-  await expect.poll(() => place.jobs(), patience).toEqual([]);
+  await idle(place);
   const lost = proxy.loseAnswerTo("move_to_active");
   await near!.wake(1);
   await lost;

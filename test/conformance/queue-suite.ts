@@ -5,9 +5,9 @@ import { afterAll, afterEach, beforeAll, expect } from "vitest";
 import type { Place, Server } from "./queue-backends.ts";
 
 export const logger = createLogger({ name: "test", level: process.env.DROVER_TEST_LOG ?? "silent" });
-/** Soon enough for a test, long enough for a busy machine. */
+/** Soon enough for a test, long enough for a busy machine. Without `quick`, a ring whose taker was lost comes back after up to 25 s. */
 export const quick = { lockDurationMs: 2000, stalledIntervalMs: 500 };
-export const patience = { timeout: 25_000, interval: 50 };
+export const patience = { timeout: 45_000, interval: 50 };
 
 /** Asks until there is an answer: the backend may be away for a while. */
 export const answers = (ask: () => Promise<unknown>) =>
