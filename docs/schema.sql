@@ -389,6 +389,8 @@ CREATE INDEX audit_entries_by_run ON audit_entries USING btree (run_id) WHERE (r
 
 CREATE INDEX batches_open ON batches USING btree (id) WHERE (status = 'running'::text);
 
+CREATE INDEX blobs_age ON blobs USING btree (created_at);
+
 CREATE INDEX deliveries_by_destination ON deliveries USING btree (destination, next_at) WHERE (status = 'pending'::text);
 
 CREATE INDEX deliveries_by_endpoint ON deliveries USING btree (endpoint_id) WHERE (endpoint_id IS NOT NULL);
@@ -445,6 +447,29 @@ CREATE INDEX runs_suspects ON runs USING btree (priority DESC, tag, id) WHERE ((
 
 CREATE INDEX runs_waiting ON runs USING btree (waiting_for, id) WHERE (status = 'waiting'::text);
 
+CREATE OR REPLACE FUNCTION audit_cut(whose text, up_to bigint)
+ RETURNS bigint
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO '$user', 'public'
+AS $function$
+    DECLARE gone bigint;
+    BEGIN
+      PERFORM FROM audit_checkpoints s JOIN audit_chain c USING (tenant, seq) JOIN audit_entries e ON e.id = c.entry_id
+        WHERE s.tenant = whose AND s.seq = up_to AND s.hash = c.hash AND e.at < clock_timestamp() - interval '30 days';
+      IF NOT FOUND THEN
+        RAISE EXCEPTION 'the audit trail of % cannot be cut at entry %: it has no checkpoint, or is younger than 30 days', whose, up_to
+          USING ERRCODE = 'insufficient_privilege';
+      END IF;
+      PERFORM set_config('drover.audit_cut', 'on', true);
+      WITH cut AS (DELETE FROM audit_chain WHERE tenant = whose AND seq <= up_to RETURNING entry_id)
+        DELETE FROM audit_entries WHERE id IN (SELECT entry_id FROM cut);
+      GET DIAGNOSTICS gone = ROW_COUNT;
+      DELETE FROM audit_checkpoints WHERE tenant = whose AND seq < up_to;
+      PERFORM set_config('drover.audit_cut', '', true);
+      RETURN gone;
+    END $function$;
+
 CREATE OR REPLACE FUNCTION audit_inbox()
  RETURNS trigger
  LANGUAGE plpgsql
@@ -459,6 +484,7 @@ CREATE OR REPLACE FUNCTION audit_insert_only()
  LANGUAGE plpgsql
 AS $function$
     BEGIN
+      IF TG_OP = 'DELETE' AND current_setting('drover.audit_cut', true) = 'on' THEN RETURN NULL; END IF;
       RAISE EXCEPTION 'the audit trail takes inserts only (% on %)', TG_OP, TG_TABLE_NAME USING ERRCODE = 'insufficient_privilege';
     END $function$;
 

@@ -118,6 +118,7 @@ describe("the chain", () => {
         {
           tenant: "acme",
           entries: entries.length,
+          cut: 0,
           head: { seq: entries.length, hash: entries.at(-1)!.hash },
           checkpoints: 0,
           bad: null,

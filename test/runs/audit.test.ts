@@ -479,7 +479,7 @@ test("verify reports what waits for its place, and that is no fault", async () =
   const { pool } = await setUp();
   await record(pool, "a", "x", "y");
   expect(await verifyAudit(pool)).toEqual([
-    { tenant: "a", entries: 0, head: null, checkpoints: 0, bad: null, unchained: 2, stray: null },
+    { tenant: "a", entries: 0, cut: 0, head: null, checkpoints: 0, bad: null, unchained: 2, stray: null },
   ]);
   expect(await verifyAudit(pool, { tenant: "b" })).toMatchObject([{ tenant: "b", unchained: 0 }]);
 });

@@ -84,6 +84,15 @@ describe("is refused", () => {
   });
 });
 
+it("cuts what is old, and nothing else", async () => {
+  await expect(app.query("SELECT audit_cut('a', 1)")).rejects.toThrow(/cannot be cut at entry 1.*younger than 30 days/);
+  await adminQuery(database.url, "CREATE ROLE passer_by LOGIN PASSWORD 'x'").catch(() => {});
+  const { rows } = await owner.query(
+    "SELECT has_function_privilege('passer_by', 'audit_cut(text, bigint)', 'EXECUTE') AS may",
+  );
+  expect(rows).toEqual([{ may: false }]);
+});
+
 it("leaves partitions to the owner without an error", async () => {
   const { rows } = await owner.query(
     `SELECT inhrelid::regclass::text AS name FROM pg_inherits WHERE inhparent = 'run_events'::regclass

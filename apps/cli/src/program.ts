@@ -83,6 +83,24 @@ function processCommands(program: Command, run: Run): void {
     .option("--json", "the answer as JSON")
     .action((options) => run(async () => (await import("./service/processes.ts")).migrateDatabase(options)));
 
+  program
+    .command("retention")
+    .helpGroup("Service:")
+    .summary("remove what is no longer kept, or say what that would be")
+    .description(
+      "Removes what is older than RETENTION_CONTENTS_DAYS, RETENTION_TOTALS_DAYS and RETENTION_AUDIT_DAYS say, in the database that is found as for " +
+        "`drover keys`. Workers do it by themselves, once an hour; dropping whole months of logs needs the owner of the tables, and so does this command where " +
+        "workers run under DROVER_APP_ROLE.",
+    )
+    .option("--dry-run", "remove nothing; count what is due")
+    .addOption(dataDir())
+    .option("--json", "the answer as JSON: { dry_run, failed, data: [{ part, kept_days, due, removed, note }] }")
+    .addHelpText(
+      "after",
+      examples("drover retention --dry-run", "RETENTION_CONTENTS_DAYS=7 drover retention --dry-run"),
+    )
+    .action((options) => run(async () => (await import("./service/retention.ts")).retention(options)));
+
   const keys = program
     .command("keys")
     .helpGroup("Service:")

@@ -10,7 +10,16 @@ import { Isolation, isolationConfig, type LoadedConfig, loadConfigFile } from "@
 import { createModels, modelConfig } from "@drover/llm";
 import { loadConfig } from "@drover/protocol";
 import { openQueue, openSignals, queueConfig } from "@drover/queue";
-import { auditConfig, linksConfig, runsConfig, signingOf, startSequencer, startWorker } from "@drover/runs";
+import {
+  auditConfig,
+  linksConfig,
+  retentionConfig,
+  retentionOf,
+  runsConfig,
+  signingOf,
+  startSequencer,
+  startWorker,
+} from "@drover/runs";
 import { isMigrated, openPool, postgresBlobs, storageConfig } from "@drover/storage";
 import { addSecret, createLogger, type Logger, metrics } from "@drover/telemetry";
 import { builtinTools } from "@drover/tools";
@@ -34,6 +43,7 @@ export const workerProcessConfig = storageConfig
   .and(queueConfig)
   .and(modelConfig)
   .and(runsConfig)
+  .and(retentionConfig)
   .and(linksConfig)
   .and(auditConfig)
   .and(egressConfig)
@@ -107,6 +117,7 @@ export async function startWorkerProcess(env: Record<string, string | undefined>
     leaseMs: config.LEASE_SECONDS * 1000,
     watchdog: true,
     noWorkerMs: config.NO_WORKER_SECONDS * 1000,
+    retention: retentionOf(config),
     partialEveryMs: config.PARTIAL_EVERY_SECONDS * 1000,
     workspaces: resolve(config.DROVER_WORKSPACES),
     observe: countRuns,

@@ -7,7 +7,7 @@ import { batchStatuses, runStatuses } from "./statuses.ts";
 export const batchItem = z
   .object({
     task_id: wireId("run"),
-    query: z.string(),
+    query: z.string().nullable().describe("null once its contents are no longer kept"),
     status: z.enum(runStatuses),
     result: runResult.optional(),
     error: runError.optional(),

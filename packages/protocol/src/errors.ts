@@ -50,6 +50,13 @@ export const errorTable = {
     retryable: false,
     meaning: "The resource is not in a state that allows this; for a result: the run failed or was cancelled.",
   },
+  contents_expired: {
+    status: 410,
+    title: "Contents expired",
+    retryable: false,
+    meaning:
+      "The run ended longer ago than its contents are kept (`RETENTION_CONTENTS_DAYS`): its log, input and output are gone; status, times, tokens and cost are not.",
+  },
   payload_too_large: {
     status: 413,
     title: "Payload too large",

@@ -37,6 +37,10 @@ const resultFields = {
   iterations: z.int(),
   duration_seconds: z.number().describe("active time"),
   tools_called: z.array(z.string()).describe("names, each once, in the order of their first call"),
+  contents_expired: z
+    .literal(true)
+    .optional()
+    .describe("it ended longer ago than contents are kept: output and calls are gone, the totals are not"),
   metadata,
 };
 

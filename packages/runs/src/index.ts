@@ -19,6 +19,7 @@ export {
   readOutcome,
   readProgress,
   readRun,
+  requireContents,
 } from "./log/read.ts";
 export { type CapChange, readBudget, setBudget, type TenantBudget } from "./money/budget.ts";
 export { type Raise, raiseRunBudget } from "./money/raise.ts";
@@ -38,6 +39,8 @@ export {
   readApproval,
 } from "./people/approvals.ts";
 export { type LinkedApproval, type LinksConfig, linkMaker, linksConfig, readLinked } from "./people/links.ts";
+export { type Retention, type RetentionConfig, retentionConfig, retentionOf } from "./retention/config.ts";
+export { type Due, readRetention, retain } from "./retention/retention.ts";
 export { cancelBatch, cancelRun } from "./submit/cancel.ts";
 export { type Retried, type Retry, retryRun } from "./submit/retry.ts";
 export { type RollbackAnswer, rollBack } from "./submit/rollback.ts";

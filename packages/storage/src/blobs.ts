@@ -6,7 +6,7 @@ import { createHash } from "node:crypto";
 import type { Queryable } from "./database.ts";
 
 export interface Blobs {
-  /** Stores text for a tenant and returns its SHA-256 in hex. Storing the same text again is harmless. */
+  /** Stores text for a tenant and returns its SHA-256 in hex. Storing the same text again keeps it longer: retention goes by the last time. */
   put(tenant: string, content: string): Promise<string>;
   /** The texts of these hashes that the tenant has. */
   get(tenant: string, hashes: string[]): Promise<Map<string, string>>;
@@ -17,11 +17,11 @@ export function postgresBlobs(db: Queryable): Blobs {
   return {
     async put(tenant, content) {
       const hash = createHash("sha256").update(content).digest("hex");
-      await db.query("INSERT INTO blobs (tenant, hash, content) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING", [
-        tenant,
-        hash,
-        content,
-      ]);
+      await db.query(
+        `INSERT INTO blobs AS b (tenant, hash, content) VALUES ($1, $2, $3)
+         ON CONFLICT (tenant, hash) DO UPDATE SET created_at = now() WHERE b.created_at < now() - interval '1 day'`,
+        [tenant, hash, content],
+      );
       return hash;
     },
     async get(tenant, hashes) {

@@ -1,4 +1,4 @@
-/** What the application's database role may do when it is not the one that owns the tables: everything it needs, and to the audit trail only inserts. */
+/** What the application's database role may do when it is not the one that owns the tables: everything it needs, and to the audit trail only inserts and cuts of what is old. */
 import pg from "pg";
 
 /** On the audit tables, by table; on every other one: SELECT, INSERT, UPDATE, DELETE. */
@@ -39,6 +39,7 @@ export async function grantAppRole(url: string, role: string, schemas: readonly 
     });
     for (const [table, rights] of [...Object.entries(audit), ...readOnly.map((table) => [table, "SELECT"])])
       statements.push(`REVOKE ALL ON ${table} FROM ${to}`, `GRANT ${rights} ON ${table} TO ${to}`);
+    statements.push(`GRANT EXECUTE ON FUNCTION audit_cut(text, bigint) TO ${to}`);
     await client.query(["BEGIN", ...statements, "COMMIT"].join(";\n"));
   } finally {
     await client.end();

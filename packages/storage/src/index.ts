@@ -17,5 +17,5 @@ export { type EmbeddedPostgres, type EmbeddedPostgresOptions, startEmbeddedPostg
 export { grantAppRole } from "./grants.ts";
 export { storableJson, storableText } from "./json.ts";
 export { isMigrated, latestMigration, migrate } from "./migrate.ts";
-export { ensurePartitions, partitionsAhead } from "./partitions.ts";
+export { dropMonth, ensurePartitions, type Month, partitionsAhead, readMonths } from "./partitions.ts";
 export { plannedAnew } from "./prepared.ts";

@@ -16,6 +16,8 @@ import { blame } from "./migrations/0009_blame.ts";
 import { bounds } from "./migrations/0010_bounds.ts";
 import { known } from "./migrations/0011_known.ts";
 import { keys } from "./migrations/0012_keys.ts";
+import { cut } from "./migrations/0013_cut.ts";
+import { ages } from "./migrations/0014_ages.ts";
 import { ensurePartitions } from "./partitions.ts";
 
 type Migrations = Record<string, Migration | Concurrent>;
@@ -33,6 +35,8 @@ export const migrations: Migrations = {
   "0010_bounds": bounds,
   "0011_known": known,
   "0012_keys": keys,
+  "0013_cut": cut,
+  "0014_ages": ages,
 };
 
 /** The newest migration this code knows: what `/ready` compares the database with. */

@@ -47,3 +47,59 @@ export async function partitionsAhead(db: Queryable): Promise<number> {
   );
   return rows[0]!.ahead;
 }
+
+export interface Month {
+  /** Of its table. */
+  name: string;
+  /** Run ids from `low` on and below `high`. */
+  low: string;
+  high: string;
+  /** How long ago it ended, days; negative: it has not. */
+  untilDaysAgo: number;
+  /** Takes what belongs to no month; it has no bounds. */
+  isDefault: boolean;
+  /** Whether this role may drop it. */
+  owned: boolean;
+  /** As estimated when it was analysed last. */
+  rows: number;
+}
+
+/** The partitions of `run_events`, oldest first. */
+export async function readMonths(db: Queryable): Promise<Month[]> {
+  const { rows } = await db.query<{
+    name: string;
+    bounds: string;
+    owned: boolean;
+    rows: number;
+    now: Date;
+  }>(
+    `SELECT c.relname AS name, pg_get_expr(c.relpartbound, c.oid) AS bounds, pg_has_role(c.relowner, 'USAGE') AS owned,
+            greatest(0, c.reltuples)::float8 AS rows, clock_timestamp() AS now
+     FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = 'run_events'::regclass ORDER BY c.relname`,
+  );
+  return rows.map(({ name, bounds, owned, rows: estimate, now }) => {
+    const [low = "", high = ""] = [...bounds.matchAll(/'([0-9a-f-]{36})'/g)].map((match) => match[1]!);
+    const until = Number.parseInt(high.replaceAll("-", "").slice(0, 12), 16);
+    return {
+      name,
+      low,
+      high,
+      untilDaysAgo: (now.getTime() - until) / 86_400_000,
+      isDefault: bounds === "DEFAULT",
+      owned,
+      rows: estimate,
+    };
+  });
+}
+
+/**
+ * Drops a month whole. Whoever reads the log at this moment is not waited for: files are removed after the locks are gone, and nobody waits longer than
+ * 100 ms for those.
+ * @throws `55P03` when a lock could not be had: repeat it later
+ */
+export async function dropMonth(pool: pg.Pool, month: Month): Promise<void> {
+  await transaction(pool, async (tx) => {
+    await tx.query(lockTimeout);
+    await tx.query(`DROP TABLE IF EXISTS ${tx.escapeIdentifier(month.name)}`);
+  });
+}

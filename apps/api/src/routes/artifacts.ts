@@ -1,6 +1,6 @@
 /** What a run's tools returned beyond what its model was shown. Only what the run's own log names is given out. */
 import { DroverError } from "@drover/protocol";
-import { readLog, readRun } from "@drover/runs";
+import { readLog, readRun, requireContents } from "@drover/runs";
 import { z } from "zod";
 import type { App, Context } from "../context.ts";
 import { missing, runId } from "../resources.ts";
@@ -11,7 +11,7 @@ export function artifactRoutes(app: App, { pool, blobs }: Context): void {
     url: "/query/:id/artifacts/:artifact",
     config: {
       scope: "read",
-      problems: ["not_found"],
+      problems: ["not_found", "contents_expired"],
       answerHeaders: { 200: { etag: "the artifact's id: its content never changes" } },
     },
     schema: {
@@ -32,6 +32,7 @@ export function artifactRoutes(app: App, { pool, blobs }: Context): void {
     handler: async (request, reply) => {
       const { tenant } = request.caller;
       const run = (await readRun(pool, tenant, runId(request.params.id))) ?? missing("run");
+      await requireContents(pool, run);
       const log = await readLog(pool, blobs, { tenant, runId: run.id });
       const named = log.flatMap((event) => (event.type === "tool.result" ? (event.data.artifact ?? []) : []));
       const artifact = named.find(({ id }) => id === request.params.artifact);

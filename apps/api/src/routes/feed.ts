@@ -1,6 +1,6 @@
 /** The feed of the caller's tenant: what an endpoint subscribed to everything gets, in order and for good. */
 import { type MessageBody, messageBody } from "@drover/delivery";
-import { defaultPageSize, type FeedItem, feedPage, feedQuery, toWireId } from "@drover/protocol";
+import { DroverError, defaultPageSize, type FeedItem, feedPage, feedQuery, toWireId } from "@drover/protocol";
 import { type FeedMessage, lastFeedSeq, readFeed, waitForFeed } from "@drover/runs";
 import type { App, Context } from "../context.ts";
 import { fromCursor, toCursor } from "../cursors.ts";
@@ -18,7 +18,7 @@ export function feedRoutes(app: App, context: Context): void {
   app.route({
     method: "GET",
     url: "/events",
-    config: { scope: "read" },
+    config: { scope: "read", problems: ["contents_expired"] },
     schema: {
       tags: ["webhooks"],
       summary: "The feed of webhook messages, oldest first",
@@ -53,7 +53,8 @@ export function feedRoutes(app: App, context: Context): void {
     limit: number,
   ): Promise<{ items: FeedItem[]; lastSeq: number }> {
     for (let from = after; ; ) {
-      const { messages, lastSeq, end } = await readFeed(pool, tenant, { after: from, limit });
+      const { messages, lastSeq, end, isCut } = await readFeed(pool, tenant, { after: from, limit });
+      if (isCut) throw new DroverError("contents_expired", noLongerKept);
       const items: FeedItem[] = [];
       let bytes = 0;
       for (let at = 0; at < messages.length; at += together) {
@@ -83,6 +84,8 @@ export function feedRoutes(app: App, context: Context): void {
   }
 }
 
+const noLongerKept =
+  "Messages right after this cursor are no longer kept: they are older than RETENTION_CONTENTS_DAYS. Begin without `after`, and ask for what was missed with `GET /query`.";
 const beyondTheEnd =
   "lies beyond the end of this feed: it is another installation's, or the database was restored; begin without it";
 

@@ -4,7 +4,7 @@
  */
 import { once } from "node:events";
 import { eventPage, pageQuery } from "@drover/protocol";
-import { followLog, isFinal, type Run, readLog, readRun } from "@drover/runs";
+import { followLog, isFinal, type Run, readLog, readRun, requireContents } from "@drover/runs";
 import { throughOutages } from "@drover/storage";
 import { metrics } from "@drover/telemetry";
 import type { FastifyReply } from "fastify";
@@ -28,7 +28,7 @@ export function logRoutes(app: App, context: Context): void {
     url: "/query/:id/events",
     config: {
       scope: "read",
-      problems: ["not_found"],
+      problems: ["not_found", "contents_expired"],
       reads: z.object({
         Accept: z.string().optional().describe("`text/event-stream` for the live stream"),
         "Last-Event-ID": z.string().optional().describe("stream: the last `id` that was seen; goes before `after`"),
@@ -65,6 +65,7 @@ export function logRoutes(app: App, context: Context): void {
       const { tenant } = request.caller;
       const { limit, cursor, after } = request.query;
       const run = (await readRun(pool, tenant, runId(request.params.id))) ?? missing("run");
+      await requireContents(pool, run);
       if (wantsStream(request.headers.accept)) {
         if (limit !== undefined || cursor !== undefined)
           throw invalid([

@@ -17,7 +17,7 @@ export function retryRoutes(app: App, context: Context): void {
     url: "/query/:id/retry",
     config: {
       scope: "submit",
-      problems: ["not_found", "conflict", "idempotency_mismatch"],
+      problems: ["not_found", "conflict", "contents_expired", "idempotency_mismatch"],
       reads: z.object({ "Idempotency-Key": idempotencyKey }),
       answerHeaders: { 202: acceptedHeaders },
     },

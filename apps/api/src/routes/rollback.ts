@@ -16,7 +16,7 @@ export function rollbackRoutes(app: App, context: Context): void {
     url: "/query/:id/rollback",
     config: {
       scope: "intervene",
-      problems: ["not_found", "conflict"],
+      problems: ["not_found", "conflict", "contents_expired"],
       answerHeaders: {
         200: { location: "where its status is" },
         202: { location: "where its status is", "retry-after": "seconds until asking makes sense" },

@@ -24,6 +24,7 @@ import {
   readOutcome,
   readProgress,
   readRun,
+  requireContents,
   waitForRun,
 } from "@drover/runs";
 import { z } from "zod";
@@ -147,7 +148,7 @@ export function runRoutes(app: App, context: Context): void {
   app.route({
     method: "GET",
     url: "/execution/:id",
-    config: { scope: "read", basic: true, problems: ["not_found"] },
+    config: { scope: "read", basic: true, problems: ["not_found", "contents_expired"] },
     schema: {
       tags,
       summary: "The stored record of a query",
@@ -158,6 +159,7 @@ export function runRoutes(app: App, context: Context): void {
     handler: async (request, reply) => {
       const { tenant } = request.caller;
       const run = await readOwn(tenant, request.params.id);
+      await requireContents(pool, run);
       const [[first], outcome] = await Promise.all([
         readLog(pool, blobs, { tenant, runId: run.id, limit: 1 }),
         readOutcome(pool, blobs, run),

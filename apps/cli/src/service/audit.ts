@@ -116,11 +116,12 @@ export async function keygen(options: { json?: boolean }): Promise<number> {
 
 const progressMs = 2000;
 
-function goodLine({ tenant, entries, head, checkpoints, unchained }: VerifiedTrail): string {
+function goodLine({ tenant, entries, cut, head, checkpoints, unchained }: VerifiedTrail): string {
   const end = head ? `, the last hash is ${head.hash}` : "";
   const waiting = unchained > 0 ? `; ${unchained} more wait for their place` : "";
+  const begin = cut > 0 ? ` (those up to ${cut} were cut by retention)` : "";
   const many = (count: number, word: string) => `${count} ${word}${count === 1 ? "" : "s"}`;
-  return `${tenant}: ${entries} entr${entries === 1 ? "y" : "ies"} verified${end}, ${many(checkpoints, "checkpoint")} met${waiting}`;
+  return `${tenant}: ${entries} entr${entries === 1 ? "y" : "ies"} verified${begin}${end}, ${many(checkpoints, "checkpoint")} met${waiting}`;
 }
 
 /** What is wrong with a trail, first things first, as sentences. */

@@ -29,6 +29,8 @@ export interface VerifiedChain {
   entries: number;
   /** The last entry of a good trail; null when it is empty or bad. */
   head: { seq: number; hash: string } | null;
+  /** Entries up to this one were cut off by retention, at a checkpoint; 0: none. */
+  cut: number;
   /** Checkpoints that the trail agrees with. */
   checkpoints: number;
   bad: BadEntry | null;
@@ -41,11 +43,14 @@ export interface VerifyOptions {
   publicKeys?: readonly KeyObject[];
   /** By tenant, how far its trail goes by another source than its entries. */
   lastSeqs?: ReadonlyMap<string, number>;
+  /** Asked where no given entry says that its trail was cut here: whether one that has no place yet does. */
+  isCutKnown?(tenant: string, upTo: number): Promise<boolean>;
 }
 
 /**
  * Verifies the trails of one tenant or many: each tenant's entries in order, tenants mixed at will. Answers by tenant, sorted. Without
- * a checkpoint, a cut tail and a trail that was hashed anew from some entry on look like good ones.
+ * a checkpoint, a cut tail and a trail that was hashed anew from some entry on look like good ones. A trail that begins later must begin behind
+ * a checkpoint, and have an entry `audit.cut` that names this place.
  */
 export async function verifyChain(
   entries: Iterable<ChainedEntry> | AsyncIterable<ChainedEntry>,
@@ -62,6 +67,8 @@ export async function verifyChain(
     chainOf(checkpoint.tenant).expect(checkpoint, !publicKeys || isSigned(checkpoint, publicKeys));
   for (const [tenant, seq] of options.lastSeqs ?? []) chainOf(tenant).lastSeq = seq;
   for await (const entry of entries) chainOf(entry.tenant).take(entry);
+  for (const chain of chains.values())
+    if (chain.unsaidCut > 0 && (await options.isCutKnown?.(chain.tenant, chain.unsaidCut))) chain.say(chain.unsaidCut);
   return [...chains.values()].map((chain) => chain.end()).sort((a, b) => (a.tenant < b.tenant ? -1 : 1));
 }
 
@@ -74,10 +81,14 @@ const bytes = (hash: string): Buffer => Buffer.from(hash, "hex");
 
 /** One tenant's trail. After the first entry that does not fit, the others are only searched for what explains it. */
 class Chain {
-  readonly #tenant: string;
+  readonly tenant: string;
   readonly #checkpoints = new Map<number, Checkpoint[]>();
   #given = 0;
   #met = 0;
+  /** What comes before its first entry. */
+  #start = { seq: 0, hash: noHash };
+  /** Places where entries say that it was cut. */
+  readonly #said = new Set<number>();
   /** The last entry that fitted, and the hash before it. */
   #last: ChainedEntry | null = null;
   #beforeLast = noHash;
@@ -90,7 +101,7 @@ class Chain {
   lastSeq = 0;
 
   constructor(tenant: string) {
-    this.#tenant = tenant;
+    this.tenant = tenant;
   }
 
   expect(checkpoint: Checkpoint, trusted: boolean): void {
@@ -105,7 +116,17 @@ class Chain {
       );
   }
 
+  say(upTo: number): void {
+    this.#said.add(upTo);
+  }
+
+  /** Where it begins, when nothing that was given says that it was cut there; 0: it begins with its first entry, or it is said. */
+  get unsaidCut(): number {
+    return this.#said.has(this.#start.seq) ? 0 : this.#start.seq;
+  }
+
   take(entry: ChainedEntry): void {
+    if (this.#given === 0) this.#begin(entry);
     this.#given++;
     if (this.#bad) return;
     if (this.#found) {
@@ -114,29 +135,47 @@ class Chain {
     } else if (entry.seq === this.#place && belongs(this.#hash, entry)) {
       this.#beforeLast = this.#hash;
       this.#last = entry;
+      const { up_to } = entry.data as { up_to?: unknown };
+      if (entry.action === "audit.cut" && typeof up_to === "number") this.say(up_to);
       this.#compare(entry);
     } else this.#found = entry;
   }
 
   end(): VerifiedChain {
     if (this.#found) this.#bad = this.#explain(this.#found, this.#next, this.#owner);
+    if (this.unsaidCut > 0)
+      this.#bad = this.#problem(
+        1,
+        null,
+        "missing",
+        `is missing, and those after it up to ${this.#start.seq}: the trail begins behind a checkpoint, and no entry says that it was cut there`,
+      );
     this.#bad ??= this.#cut();
     if (this.#forged && this.#forged.seq < (this.#bad?.seq ?? Number.POSITIVE_INFINITY)) this.#bad = this.#forged;
     const head = this.#bad || !this.#last ? null : { seq: this.#last.seq, hash: this.#last.hash };
-    return { tenant: this.#tenant, entries: this.#given, head, checkpoints: this.#met, bad: this.#bad };
+    const { tenant } = this;
+    return { tenant, entries: this.#given, cut: this.#start.seq, head, checkpoints: this.#met, bad: this.#bad };
+  }
+
+  #begin(first: ChainedEntry): void {
+    const seq = first.seq - 1;
+    const vouching = this.#checkpoints.get(seq)?.find(({ hash }) => belongs(bytes(hash), first));
+    if (!vouching) return;
+    this.#start = { seq, hash: bytes(vouching.hash) };
+    this.#met++;
   }
 
   /** Where the next entry must stand. */
   get #place(): number {
-    return (this.#last?.seq ?? 0) + 1;
+    return (this.#last?.seq ?? this.#start.seq) + 1;
   }
 
   get #hash(): Buffer {
-    return this.#last ? bytes(this.#last.hash) : noHash;
+    return this.#last ? bytes(this.#last.hash) : this.#start.hash;
   }
 
   #problem(seq: number, id: string | null, problem: BadEntry["problem"], message: string): BadEntry {
-    return { tenant: this.#tenant, seq, id, problem, message };
+    return { tenant: this.tenant, seq, id, problem, message };
   }
 
   #compare(entry: ChainedEntry): void {

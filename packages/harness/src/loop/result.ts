@@ -25,6 +25,8 @@ export interface RunResult {
   tools_called: string[];
   /** Every call that ended, in the order the model made them. */
   tool_calls: ToolCallSummary[];
+  /** It ended longer ago than contents are kept: output and calls are gone, the totals are not. */
+  contents_expired?: true;
   metadata: Record<string, string>;
 }
 

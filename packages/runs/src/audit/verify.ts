@@ -35,6 +35,7 @@ export async function verifyAudit(db: Queryable, options: VerifyAuditOptions = {
     const [chain] = await verifyChain(readTrail(db, name), {
       checkpoints: [...own, ...anchored.filter((checkpoint) => checkpoint.tenant === name)],
       lastSeqs,
+      isCutKnown: (of, upTo) => isCutKnown(db, of, upTo),
       ...(publicKeys && { publicKeys }),
     });
     chains.push(chain!);
@@ -45,7 +46,7 @@ export async function verifyAudit(db: Queryable, options: VerifyAuditOptions = {
   for (const name of [...waiting.keys(), ...outside.keys()])
     if (!tenants.includes(name)) {
       tenants.push(name);
-      chains.push({ tenant: name, entries: 0, head: null, checkpoints: 0, bad: null });
+      chains.push({ tenant: name, entries: 0, cut: 0, head: null, checkpoints: 0, bad: null });
     }
   return chains
     .map((chain) => {
@@ -66,6 +67,15 @@ async function lastSeq(db: Queryable, tenant: string): Promise<number> {
     tenant,
   ]);
   return rows[0]!.seq ?? 0;
+}
+
+/** Whether there is an entry, with a place or without one yet, that says so. */
+async function isCutKnown(db: Queryable, tenant: string, upTo: number): Promise<boolean> {
+  const { rowCount } = await db.query(
+    "SELECT FROM audit_entries WHERE tenant = $1 AND action = 'audit.cut' AND data ->> 'up_to' = $2::bigint::text LIMIT 1",
+    [tenant, upTo],
+  );
+  return rowCount === 1;
 }
 
 /** By tenant: how many entries wait for their place, and one that waits although it no longer exists. */

@@ -270,13 +270,17 @@ export interface Outcome {
   error: FinalData["error"];
 }
 
-/** The result of a final run, folded from its log; null while it is not final. A cancelled run shows what it had. */
+/**
+ * The result of a final run, folded from its log; null while it is not final. A cancelled run shows what it had. Of one whose log is no longer kept only the
+ * totals are left.
+ */
 export async function readOutcome(db: Queryable, blobs: Blobs, run: Run): Promise<Outcome | null> {
   if (!isFinal(run.status)) return null;
   return outcomeOf(run, await readLog(db, blobs, { tenant: run.tenant, runId: run.id }));
 }
 
 function outcomeOf(run: Run, events: LogEvent[]): Outcome {
+  if (events.length === 0) return expiredOutcome(run);
   const state = fold(events);
   const last = events.at(-1)!.data as FinalData;
   const data: FinalData = { ...last, output: last.output ?? latestText(state) };
@@ -347,7 +351,8 @@ export async function readBatch(db: Queryable, tenant: string, id: string): Prom
 export interface BatchItem {
   index: number;
   run: Run;
-  query: string;
+  /** null: it is no longer kept. */
+  query: string | null;
   outcome: Outcome | null;
 }
 
@@ -366,14 +371,48 @@ export async function readBatchItems(
   const logs = await readLogs(db, blobs, { tenant, runIds: rows.map((row) => row.id) });
   return rows.map((row) => {
     const run = toRun(row);
-    const events = logs.get(run.id)!;
-    const first = events[0]!;
-    if (first.type !== "run.queued") throw new Error(`the log of run ${run.id} does not begin with run.queued`);
+    const events = logs.get(run.id) ?? [];
+    const [first] = events;
     return {
       index: row.batch_index!,
       run,
-      query: first.data.query,
+      query: first?.type === "run.queued" ? first.data.query : null,
       outcome: isFinal(run.status) ? outcomeOf(run, events) : null,
     };
   });
+}
+
+/** What is known of a run without its log. */
+function expiredOutcome(run: Run): Outcome {
+  const code = run.status === "cancelled" ? "cancelled" : run.stopReason;
+  const message = "What it said and did is no longer kept.";
+  const status = { completed: "success", partial: "partial", failed: "error", cancelled: "error" } as const;
+  return {
+    result: {
+      task_id: toWireId("run", run.id),
+      status: status[run.status as FinalStatus],
+      output: null,
+      stop_reason: run.stopReason,
+      cost_usd: run.costUsd,
+      tokens_used: run.tokens,
+      iterations: run.iterations,
+      duration_seconds: Math.round(run.activeMs) / 1000,
+      tools_called: [],
+      tool_calls: [],
+      contents_expired: true,
+      metadata: run.metadata,
+    },
+    error: code === null ? null : ({ code, message } as never),
+  };
+}
+
+/** @throws DroverError `contents_expired` for a final run whose log is no longer kept */
+export async function requireContents(db: Queryable, run: Pick<Run, "id" | "status">): Promise<void> {
+  if (!isFinal(run.status)) return;
+  const { rowCount } = await db.query("SELECT FROM run_events WHERE run_id = $1 AND seq = 1", [run.id]);
+  if (rowCount === 0)
+    throw new DroverError(
+      "contents_expired",
+      "The run ended longer ago than contents are kept: its log is gone. Its status, times, tokens and cost are not.",
+    );
 }

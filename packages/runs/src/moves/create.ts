@@ -145,6 +145,8 @@ export interface NewRetry {
   /** Which events of the other run's log stand in its own, by their seq; and the encoded data of `steps.copied` after them. */
   seqs: number[];
   copied: string;
+  /** Hashes of large contents that they name. */
+  artifacts: string[];
 }
 
 /** nothing -> queued for a run that takes up another one: what that one had finished is copied as it is stored. The caller holds that one's lock. */
@@ -164,7 +166,12 @@ export async function insertRetry(tx: Transaction, retry: NewRetry): Promise<Mov
        SELECT m.id, c.place + 1, e.type, e.data, gen_random_uuid()
        FROM made m, unnest($10::int[]) WITH ORDINALITY AS c(seq, place) JOIN run_events e ON e.run_id = $3 AND e.seq = c.seq
        UNION ALL
-       SELECT id, last_seq, 'steps.copied', $11::json, gen_random_uuid() FROM made WHERE last_seq > 1)
+       SELECT id, last_seq, 'steps.copied', $11::json, gen_random_uuid() FROM made WHERE last_seq > 1),
+     kept AS (
+       UPDATE blobs b SET created_at = now() FROM (
+         SELECT e.data ->> '$blob' AS hash FROM unnest($10::int[]) AS c(seq) JOIN run_events e ON e.run_id = $3 AND e.seq = c.seq
+         UNION SELECT unnest($13::text[])) named
+       WHERE b.tenant = $2 AND b.hash = named.hash)
      SELECT ${movedColumns("made")} FROM made`,
     [
       retry.id,
@@ -179,6 +186,7 @@ export async function insertRetry(tx: Transaction, retry: NewRetry): Promise<Mov
       retry.seqs,
       retry.copied,
       retry.model,
+      retry.artifacts,
     ],
   );
   return toMoved(rows[0]!);

@@ -24,13 +24,13 @@ export interface FeedMessage {
 
 /**
  * Up to `limit` messages after a number, oldest first, and the last number that was looked at: those of messages that were deleted are
- * passed over. `end`: there is no more. `lastSeq` is `after` when there is nothing behind it.
+ * passed over. `end`: there is no more. `isCut`: places right after `after` are no longer kept. `lastSeq` is `after` when there is nothing behind it.
  */
 export async function readFeed(
   db: Queryable,
   tenant: string,
   page: { after: number; limit: number },
-): Promise<{ messages: FeedMessage[]; lastSeq: number; end: boolean }> {
+): Promise<{ messages: FeedMessage[]; lastSeq: number; end: boolean; isCut: boolean }> {
   const { rows } = await db.query<FeedMessage | (Omit<FeedMessage, "id"> & { id: null })>(
     `SELECT f.seq, m.id, m.type, m.created_at AS at, m.run_id AS "runId", m.batch_id AS "batchId", m.seq AS "eventSeq", m.data
      FROM message_feed f LEFT JOIN messages m ON m.id = f.message_id AND m.tenant = f.tenant
@@ -41,6 +41,7 @@ export async function readFeed(
     messages: rows.filter((row) => row.id !== null),
     lastSeq: rows.at(-1)?.seq ?? page.after,
     end: rows.length < page.limit,
+    isCut: page.after > 0 && rows.length > 0 && rows[0]!.seq > page.after + 1,
   };
 }
 

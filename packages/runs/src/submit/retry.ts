@@ -9,6 +9,7 @@ import { type Blobs, type Pool, type Transaction, transaction } from "@drover/st
 import { recordAudit } from "../audit/entries.ts";
 import { encodeData } from "../log/append.ts";
 import { readLog } from "../log/events.ts";
+import { requireContents } from "../log/read.ts";
 import { insertRetry } from "../moves/create.ts";
 import type { Moved } from "../moves/moved.ts";
 import { isFinal, type Status } from "../moves/state.ts";
@@ -40,7 +41,7 @@ export interface Retried {
 
 /**
  * Takes up a failed, partial or cancelled run again; committed when it resolves. Asking twice makes two runs. null: the tenant has no such run.
- * @throws DroverError `conflict` when there is nothing to take up, or its effects are undone; `idempotency_mismatch`
+ * @throws DroverError `conflict` when there is nothing to take up, or its effects are undone; `contents_expired`; `idempotency_mismatch`
  */
 export async function retryRun(pool: Pool, blobs: Blobs, retry: Retry): Promise<Retried | null> {
   const { tenant, id: of, changes, actor, idempotency } = retry;
@@ -51,6 +52,7 @@ export async function retryRun(pool: Pool, blobs: Blobs, retry: Retry): Promise<
   const old = rows[0];
   if (!old) return null;
   requireRetryable(old);
+  await requireContents(pool, { id: of, status: old.status });
 
   const log = await readLog(pool, blobs, { tenant, runId: of });
   const seqs = stepsToCopy(log);
@@ -76,6 +78,9 @@ export async function retryRun(pool: Pool, blobs: Blobs, retry: Retry): Promise<
       model: input.model ?? null,
       data,
       seqs,
+      artifacts: log.flatMap((event) =>
+        event.type === "tool.result" && event.data.artifact ? [event.data.artifact.id] : [],
+      ),
       copied: JSON.stringify({ from, events: seqs.length, quiet_at }),
     });
     const about = { retry_of: from, copied: seqs.length, ...changes };

@@ -2,6 +2,7 @@
 import { DroverError, toWireId } from "@drover/protocol";
 import { type Pool, type Transaction, transaction } from "@drover/storage";
 import { recordAudit } from "../audit/entries.ts";
+import { requireContents } from "../log/read.ts";
 import { makeRollbacks } from "../moves/create.ts";
 import type { Moved } from "../moves/moved.ts";
 import { isFinal } from "../moves/state.ts";
@@ -15,7 +16,7 @@ export interface RollbackAnswer {
 
 /**
  * Undoes what a final run did. Asking again gives the same rollback, unless that failed. null: the tenant has no such run.
- * @throws DroverError `conflict` while the run is not final, or is a rollback itself
+ * @throws DroverError `conflict` while the run is not final, or is a rollback itself; `contents_expired`
  */
 export async function rollBack(
   pool: Pool,
@@ -41,6 +42,7 @@ export async function rollBack(
       [tenant, runId],
     );
     if (existing.rows[0]) return { id: existing.rows[0].id, made: null };
+    await requireContents(tx, { id: runId, status: run.status });
     await requireNoRetry(tx, tenant, runId);
     await tx.query("UPDATE runs SET rollback = 'owed' WHERE tenant = $1 AND id = $2", [tenant, runId]);
     const [made] = await makeRollbacks(tx, [runId]);

@@ -18,6 +18,9 @@ import { findWhose, seenTo, takeOver, type Whose } from "../moves/rescue.ts";
 import { type Lately, liftStragglers, nextDue, raiseFloors, readAside, wakeDue, wakeKnown } from "../moves/wake.ts";
 import type { Observe } from "../observe.ts";
 import { type ApprovalRecord, decideApproval, findExpired } from "../people/approvals.ts";
+import type { Retention } from "../retention/config.ts";
+import { retain } from "../retention/retention.ts";
+import { sweepWorkspaces } from "../retention/workspaces.ts";
 import { advanceClock, readClock, tagEach } from "../submit/fair.ts";
 import { type Duty, startDuties } from "./duties.ts";
 import type { AgentSource } from "./executor.ts";
@@ -36,6 +39,9 @@ export interface RescuerOptions {
   /** How long a run may wait for a worker that knows its agent and model, ms; undefined: for ever. */
   noWorkerMs: number | undefined;
   agents: Pick<AgentSource, "agent">;
+  retention: Retention;
+  /** Folder of the runs' workspaces on this machine. */
+  workspaces: string;
   /** The highest tag started per class since the last call. */
   startedTags(): ReadonlyMap<number, number>;
   observe: Observe;
@@ -64,6 +70,8 @@ const wholeEveryMs = 600_000;
 const floorAfterMs = 15_000;
 /** Of a leader that has just begun: other workers may be starting too. */
 const settlingMs = 60_000;
+/** Retention has more to do: the others come first, ms. */
+const pauseMs = 500;
 /** Between two complaints about the same agent. */
 const complainEveryMs = 300_000;
 
@@ -99,6 +107,13 @@ export function startRescuer(options: RescuerOptions): Rescuer {
     { name: "batches", every: 60_000, who: "leader", run: endBatches },
     { name: "strays", every: wholeEveryMs, who: "leader", run: lookEverywhere },
     { name: "housekeeping", every: 3_600_000, who: "leader", run: keepHouse },
+    { name: "retention", every: 3_600_000, who: "leader", run: keepNoLonger },
+    {
+      name: "workspaces",
+      every: 3_600_000,
+      who: "each",
+      run: () => sweepWorkspaces(pool, options.workspaces, options.retention.contentsDays),
+    },
   ];
   const running = startDuties({
     duties,
@@ -272,6 +287,14 @@ export function startRescuer(options: RescuerOptions): Rescuer {
          AND NOT EXISTS (SELECT FROM runs r WHERE r.worker = w.id AND r.status = 'running')`,
     );
     await ensurePartitions(pool);
+  }
+
+  async function keepNoLonger(): Promise<number | undefined> {
+    const { removed, more } = await retain(pool, options.retention, (part, error) =>
+      logger.warn({ err: error, part }, "retention of a part failed, and is tried again"),
+    );
+    if (removed.size > 0) logger.debug({ removed: Object.fromEntries(removed) }, "removed what is kept no longer");
+    return more ? pauseMs : undefined;
   }
 
   return {

@@ -7,6 +7,7 @@ import { createLogWriter } from "../log/append.ts";
 import { createBudgets } from "../money/budget.ts";
 import { readHeld } from "../moves/claim.ts";
 import { logsOf, type Observe, tellAll } from "../observe.ts";
+import { type Retention, retentionConfig, retentionOf } from "../retention/config.ts";
 import { type AgentSource, Executor, policiesOf } from "./executor.ts";
 import { type Intake, startIntake } from "./intake.ts";
 import { Ownership } from "./ownership.ts";
@@ -29,6 +30,8 @@ export interface WorkerOptions {
   /** How long a run may wait for a worker that knows its agent and model before it ends, ms (default for ever). */
   noWorkerMs?: number;
   workspaces: string;
+  /** What is kept for how long (default: what `retentionConfig` says). */
+  retention?: Retention;
   /** Hears what happens to runs, besides the log. */
   observe?: Observe;
   /** Messages are owed: told after every settling commit. */
@@ -137,6 +140,8 @@ export async function startWorker(options: WorkerOptions): Promise<RunWorker> {
     leaseMs,
     noWorkerMs: options.noWorkerMs,
     agents,
+    retention: options.retention ?? retentionOf(retentionConfig.parse({})),
+    workspaces: options.workspaces,
     startedTags: () => intake?.started ?? new Map(),
     observe,
     ...(onSettled && { onSettled }),
