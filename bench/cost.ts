@@ -36,7 +36,7 @@ interface Statement {
 const clockTickMs = 10;
 
 /** User and system time of a process, with `children` also of those it had and has, ms. */
-function cpuOf(pid: number, children = false): number {
+export function cpuOf(pid: number, children = false): number {
   const ticks = (of: number, ended: boolean) => {
     const fields = readFileSync(`/proc/${of}/stat`, "utf8")
       .replace(/^.*\) /s, "")

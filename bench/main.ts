@@ -1,6 +1,7 @@
 /**
  * `npm run bench`: Drover beside raw BullMQ, in one run, on the same Redis and the same Postgres. Prints a table; `--write` puts it into
- * `bench/results.md`; `--quick` takes a tenth; `--only submit,pickup,runs,memory,audit,isolation,delivery,recovery,crash,snapshot,cost`.
+ * `bench/results.md`; `--quick` takes a tenth; `--only submit,pickup,runs,memory,audit,isolation,delivery,recovery,crash,snapshot,cost,growth`; `--growth 1,3,10`
+ * says over how many million runs (not part of a run without `--only`: it takes its time).
  */
 import { readFileSync, writeFileSync } from "node:fs";
 import { cpus } from "node:os";
@@ -9,6 +10,7 @@ import { auditRates } from "./audit.ts";
 import { costOfRuns, costTable, counting } from "./cost.ts";
 import { loneWorker, poison } from "./crash.ts";
 import { deliveryLatency } from "./delivery.ts";
+import { fill, growth } from "./growth.ts";
 import { isolationCosts } from "./isolation.ts";
 import { type LoadResult, load, percentiles } from "./load.ts";
 import { type Blow, type Recovery, recovery } from "./recovery.ts";
@@ -32,12 +34,13 @@ const { values } = parseArgs({
     quick: { type: "boolean" },
     write: { type: "boolean" },
     only: { type: "string" },
+    growth: { type: "string", default: "1" },
     help: { type: "boolean" },
   },
 });
 if (values.help) {
   console.log(
-    "npm run bench -- [--quick] [--write] [--only submit,pickup,runs,memory,audit,isolation,delivery,recovery,crash,snapshot,cost]",
+    "npm run bench -- [--quick] [--write] [--only submit,pickup,runs,memory,audit,isolation,delivery,recovery,crash,snapshot,cost,growth] [--growth 1,3,10]",
   );
   process.exit(0);
 }
@@ -401,6 +404,25 @@ async function costs(): Promise<string> {
   return tables.join("\n\n");
 }
 
+/** The daily statements over an empty database, and over millions of finished runs. */
+async function growths(stack: Stack): Promise<void> {
+  const empty = await growth(stack, noop);
+  for (const millions of values.growth.split(",").map(Number)) {
+    await fill(stack, Math.round(millions * 1_000_000 * share));
+    const full = await growth(stack, noop);
+    for (const [what, ms] of Object.entries(full))
+      row(
+        `${what}, over ${millions} million finished runs`,
+        "redis",
+        `${empty[what]!.toFixed(2)} over none`,
+        ms.toFixed(2),
+        (ms / empty[what]!).toFixed(2),
+        "1.3",
+      );
+  }
+  await clear(stack);
+}
+
 async function open(server: Running, streams: number): Promise<void> {
   await server.line(new RegExp(`^open ${streams}$`));
 }
@@ -445,6 +467,7 @@ try {
   if (wanted.has("recovery")) await recoveries(stack);
   if (wanted.has("crash")) await crash(stack);
   if (wanted.has("delivery")) await delivery(stack);
+  if (wanted.has("growth")) await growths(stack);
   if (wanted.has("snapshot")) await snapshot(stack);
   const { rows: server } = await stack.pool.query<{ version: string }>(
     "SELECT current_setting('server_version') AS version",

@@ -157,6 +157,7 @@ CREATE TABLE deliveries (
   give_up_at timestamp(3) with time zone NOT NULL,
   next_at timestamp(3) with time zone,
   created_at timestamp(3) with time zone DEFAULT clock_timestamp() NOT NULL,
+  ripe boolean DEFAULT true NOT NULL,
   CONSTRAINT deliveries_message_id_endpoint_id_key UNIQUE NULLS NOT DISTINCT (message_id, endpoint_id),
   CONSTRAINT deliveries_pkey PRIMARY KEY (id),
   CONSTRAINT deliveries_endpoint_id_fkey FOREIGN KEY (endpoint_id) REFERENCES endpoints(id) ON DELETE CASCADE,
@@ -391,13 +392,13 @@ CREATE INDEX batches_open ON batches USING btree (id) WHERE (status = 'running':
 
 CREATE INDEX blobs_age ON blobs USING btree (created_at);
 
-CREATE INDEX deliveries_by_destination ON deliveries USING btree (destination, next_at) WHERE (status = 'pending'::text);
-
 CREATE INDEX deliveries_by_endpoint ON deliveries USING btree (endpoint_id) WHERE (endpoint_id IS NOT NULL);
 
 CREATE INDEX deliveries_by_run ON deliveries USING btree (run_id, id) WHERE (run_id IS NOT NULL);
 
-CREATE INDEX deliveries_due ON deliveries USING btree (next_at) WHERE (next_at IS NOT NULL);
+CREATE INDEX deliveries_ripe ON deliveries USING btree (destination, next_at) WHERE ((status = 'pending'::text) AND ripe);
+
+CREATE INDEX deliveries_unripe ON deliveries USING btree (next_at) WHERE ((status = 'pending'::text) AND (NOT ripe));
 
 CREATE INDEX endpoints_by_tenant ON endpoints USING btree (tenant, id);
 

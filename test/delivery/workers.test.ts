@@ -278,19 +278,20 @@ describe("many at once", () => {
         `WITH m AS (
            INSERT INTO messages (id, tenant, type, fanned_out)
            SELECT gen_random_uuid(), 'default', 'endpoint.test', true FROM generate_series(1, $1) RETURNING id)
-         INSERT INTO deliveries (id, tenant, message_id, type, url, destination, give_up_at, next_at)
+         INSERT INTO deliveries (id, tenant, message_id, type, url, destination, give_up_at, next_at, ripe)
          SELECT gen_random_uuid(), 'default', id, 'endpoint.test', 'http://127.0.0.1:1/',
-           'default http://' || (row_number() OVER ()) % $2, now() + interval '3 days', now() + $3::interval FROM m`,
+           'default http://' || (row_number() OVER ()) % $2, now() + interval '3 days', now() + $3::interval, $3::interval <= '0' FROM m`,
         [count, destinations, dueIn],
       );
     await fill(20_000, 1, "-1 s");
     if (isAnalyzed) await world.pool.query("ANALYZE deliveries");
-    await fill(300, 300, "1 h");
+    await fill(300, 300, "0 s");
+    await fill(20_000, 5000, "1 h");
     const client = await world.pool.connect();
     try {
       await client.query("BEGIN");
       const limits = { most: 20, perDestination: 4, rooms: new Map(), failing: new Set<string>(), mostFailing: 10 };
-      expect((await claimDue(client, limits, 30_000)).claimed).toHaveLength(4);
+      expect((await claimDue(client, limits, 30_000)).claimed).toHaveLength(20);
       const { rows } = await client.query(
         "SELECT seq_tup_read + idx_tup_fetch AS n FROM pg_stat_xact_user_tables WHERE relname = 'deliveries'",
       );

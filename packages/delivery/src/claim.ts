@@ -53,9 +53,10 @@ interface ClaimRow {
 }
 
 /**
- * Claims what is due, the longest due first, a few of each destination and of those that fail. It costs what destinations with pending deliveries
- * cost to visit, however many one of them has: its backlog is never read. A delivery goes to where its endpoint is now; one
- * whose endpoint was disabled becomes `disabled` here. `contended`: another worker took some of these; there may be more.
+ * Claims what is due, the longest due first, a few of each destination and of those that fail. It costs what destinations with due deliveries cost to
+ * visit, however many one of them has: its backlog is never read, nor is what waits for its time. What has waited long enough becomes ripe
+ * here, and is claimed by the next call. A delivery goes to where its endpoint is now; one whose endpoint was disabled becomes `disabled` here.
+ * `contended`: another worker took some of these, or some have become ripe; there may be more.
  * @param leaseMs how long the claim holds
  */
 export async function claimDue(
@@ -64,27 +65,29 @@ export async function claimDue(
   leaseMs: number,
 ): Promise<{ claimed: ClaimedDelivery[]; contended: boolean }> {
   // Each part is put so that one index alone serves it, whatever the statistics say: those of a queue are always wrong, and one wrong choice
-  // reads all that is due, once for each destination. `status = 'pending'` is what deliveries_by_destination is made for, and a
-  // comparison with `next_at` would let deliveries_due in: hence the pairs that are compared, and `coalesce`.
+  // reads all that is due, once for each destination: hence the pairs that are compared, and `coalesce`.
   const { rows } = await db.query<Partial<ClaimRow> & { found: number }>(
     `WITH RECURSIVE places AS (
-       SELECT (SELECT min(destination) FROM deliveries WHERE status = 'pending') AS destination
-       WHERE (SELECT min(next_at) FROM deliveries WHERE next_at IS NOT NULL) <= now()
+       SELECT (SELECT min(destination) FROM deliveries WHERE status = 'pending' AND ripe) AS destination
        UNION ALL
-       SELECT (SELECT min(d.destination) FROM deliveries d WHERE d.status = 'pending' AND d.destination > p.destination)
+       SELECT (SELECT min(d.destination) FROM deliveries d WHERE d.status = 'pending' AND d.ripe AND d.destination > p.destination)
        FROM places p WHERE p.destination IS NOT NULL),
      open AS (
        SELECT destination, coalesce(($3::jsonb ->> destination)::int, $2) AS room FROM places WHERE destination IS NOT NULL),
      due AS (
        SELECT h.id, h.next_at, $5::jsonb ? open.destination AS failing FROM open CROSS JOIN LATERAL (
          SELECT d.id, d.next_at FROM deliveries d
-         WHERE d.status = 'pending' AND d.destination >= open.destination
+         WHERE d.status = 'pending' AND d.ripe AND d.destination >= open.destination
            AND (d.destination, d.next_at) <= (open.destination, now())
          ORDER BY d.destination, d.next_at LIMIT open.room) h),
      heads AS MATERIALIZED (
        SELECT id FROM (SELECT *, row_number() OVER (PARTITION BY failing ORDER BY next_at) AS place FROM due) d
        WHERE NOT failing OR place <= $6
        ORDER BY next_at LIMIT $1),
+     ripened AS (
+       UPDATE deliveries SET ripe = true WHERE id IN (
+         SELECT id FROM deliveries WHERE status = 'pending' AND NOT ripe AND next_at <= now() ORDER BY next_at LIMIT 1000 FOR UPDATE SKIP LOCKED)
+       RETURNING id),
      taken AS (
        SELECT d.id FROM deliveries d WHERE d.id IN (SELECT id FROM heads) AND coalesce(d.next_at, 'infinity') <= now()
        ORDER BY d.id FOR UPDATE SKIP LOCKED),
@@ -92,6 +95,7 @@ export async function claimDue(
        UPDATE deliveries d SET
          status = CASE WHEN e.enabled IS FALSE THEN 'disabled' ELSE 'pending' END,
          next_at = CASE WHEN e.enabled IS FALSE THEN NULL ELSE now() + $4 * interval '1 ms' END,
+         ripe = false,
          attempt = d.attempt + 1,
          url = coalesce(e.url, d.url)
        FROM taken
@@ -104,7 +108,7 @@ export async function claimDue(
          d.destination, e.failing_since IS NOT NULL AS failing, d.attempt, d.failures, d.status, coalesce(e.secret, t.webhook_secret) AS secret,
          CASE WHEN e.id IS NULL THEN CASE WHEN t.old_webhook_secret_until > now() THEN t.old_webhook_secret END
               ELSE CASE WHEN e.old_secret_until > now() THEN e.old_secret END END AS old_secret)
-     SELECT f.found, moved.* FROM (SELECT count(*) AS found FROM heads) f LEFT JOIN moved ON true`,
+     SELECT f.found, moved.* FROM (SELECT (SELECT count(*) FROM heads) + (SELECT count(*) FROM ripened) AS found) f LEFT JOIN moved ON true`,
     [
       limits.most,
       limits.perDestination,
@@ -142,10 +146,10 @@ function toClaimed(row: ClaimRow): ClaimedDelivery {
   };
 }
 
-/** Ms until the next delivery is due that is not due yet; Infinity when there is none. */
+/** Ms until the next delivery is due that waits for its time, at most 0 when it is; Infinity when there is none. */
 export async function nextDueInMs(db: Queryable): Promise<number> {
   const { rows } = await db.query<{ ms: number | null }>(
-    `SELECT (extract(epoch FROM min(next_at) - now()) * 1000)::float8 AS ms FROM deliveries WHERE next_at > now()`,
+    `SELECT (extract(epoch FROM min(next_at) - now()) * 1000)::float8 AS ms FROM deliveries WHERE status = 'pending' AND NOT ripe`,
   );
   return rows[0]!.ms ?? Number.POSITIVE_INFINITY;
 }

@@ -108,7 +108,7 @@ export function createDelivery(options: DeliveryOptions): Delivery {
     );
     for (const delivery of claimed) begin(delivery);
     if (contended) return contendedMs;
-    return Math.min(pollMs, Math.ceil(await nextDueInMs(pool)));
+    return Math.max(0, Math.min(pollMs, Math.ceil(await nextDueInMs(pool))));
   }
 
   function begin(delivery: ClaimedDelivery): void {

@@ -57,6 +57,7 @@ async function writeAll(pool: Pool, attempts: Attempt[]): Promise<(DeliveryStatu
            ELSE 'pending' END,
          next_at = CASE WHEN i.result = 'retry' AND d.status = 'pending' AND d.give_up_at > now()
                         THEN least(now() + i.pause_ms * interval '1 ms', d.give_up_at) END,
+         ripe = false,
          failures = d.failures + CASE WHEN i.result = 'delivered' THEN 0 ELSE 1 END
        FROM input i
        -- A delivery disabled while its request was under way may still have arrived.

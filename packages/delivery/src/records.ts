@@ -75,7 +75,7 @@ export async function readDelivery(db: Queryable, tenant: string, id: string): P
 export async function redeliver(db: Queryable, tenant: string, id: string): Promise<DeliveryRecord | null> {
   // The attempt is raised to fence off a request that was under way when its endpoint was disabled.
   const { rows } = await db.query<{ id: string }>(
-    `UPDATE deliveries d SET status = 'pending', next_at = now(), give_up_at = now() + $3 * interval '1 ms', failures = 0,
+    `UPDATE deliveries d SET status = 'pending', next_at = now(), ripe = true, give_up_at = now() + $3 * interval '1 ms', failures = 0,
        attempt = attempt + 1
      WHERE tenant = $1 AND id = $2 AND status <> 'pending'
        AND NOT EXISTS (SELECT FROM endpoints e WHERE e.id = d.endpoint_id AND NOT e.enabled)

@@ -18,6 +18,9 @@ import { known } from "./migrations/0011_known.ts";
 import { keys } from "./migrations/0012_keys.ts";
 import { cut } from "./migrations/0013_cut.ts";
 import { ages } from "./migrations/0014_ages.ts";
+import { ripe } from "./migrations/0015_ripe.ts";
+import { ripeIndexes } from "./migrations/0016_ripe_indexes.ts";
+import { unripe } from "./migrations/0017_unripe.ts";
 import { ensurePartitions } from "./partitions.ts";
 
 type Migrations = Record<string, Migration | Concurrent>;
@@ -37,6 +40,9 @@ export const migrations: Migrations = {
   "0012_keys": keys,
   "0013_cut": cut,
   "0014_ages": ages,
+  "0015_ripe": ripe,
+  "0016_ripe_indexes": ripeIndexes,
+  "0017_unripe": unripe,
 };
 
 /** The newest migration this code knows: what `/ready` compares the database with. */
