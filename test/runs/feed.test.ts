@@ -166,7 +166,7 @@ describe("numbers", () => {
     sequence();
     await numbered(pool);
     await pool.query("DELETE FROM messages WHERE id = ANY($1)", [[ids[1], ids[2]]]);
-    expect(await readFeed(pool, "a", { after: 1, limit: 2 })).toEqual({ messages: [], lastSeq: 3, end: false });
+    expect(await readFeed(pool, "a", { after: 1, limit: 2 })).toMatchObject({ messages: [], lastSeq: 3, end: false });
     expect((await readFeed(pool, "a", { after: 3, limit: 2 })).messages).toMatchObject([{ seq: 4, id: ids[3] }]);
   });
 

@@ -2,6 +2,7 @@
 import { randomBytes } from "node:crypto";
 import { createRequire } from "node:module";
 import { DroverError, plannedFields, toProblem } from "@drover/protocol";
+import { orderRinger } from "@drover/runs";
 import { metrics } from "@drover/telemetry";
 import fastify, { type FastifyBaseLogger, LogController, type onRequestHookHandler } from "fastify";
 import type { z } from "zod";
@@ -97,9 +98,11 @@ export async function buildServer(context: Context, services: () => Services | n
     reply.header("x-request-id", request.id);
     done();
   });
+  const wrote = orderRinger(context.signals);
   app.addHook("onResponse", (request, reply, done) => {
     const route = request.routeOptions.url ?? "none";
     metrics.httpDuration.observe({ method: request.method, route, status: reply.statusCode }, reply.elapsedTime / 1000);
+    if (request.method !== "GET" && reply.statusCode < 300) wrote();
     done();
   });
 

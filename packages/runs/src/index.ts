@@ -29,6 +29,7 @@ export type { Moved } from "./moves/moved.ts";
 export { finalStatuses, isFinal, type Status, statuses } from "./moves/state.ts";
 export type { Observation, Observe } from "./observe.ts";
 export { type FeedMessage, lastFeedSeq, readFeed, waitForFeed } from "./order/feed.ts";
+export { orderRinger } from "./order/ring.ts";
 export { type Sequencer, startSequencer } from "./order/sequencer.ts";
 export {
   type ApprovalFilter,

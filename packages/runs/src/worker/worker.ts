@@ -7,6 +7,7 @@ import { createLogWriter } from "../log/append.ts";
 import { createBudgets } from "../money/budget.ts";
 import { readHeld } from "../moves/claim.ts";
 import { logsOf, type Observe, tellAll } from "../observe.ts";
+import { ringingForOrder } from "../order/ring.ts";
 import { type Retention, retentionConfig, retentionOf } from "../retention/config.ts";
 import { type AgentSource, Executor, policiesOf } from "./executor.ts";
 import { type Intake, startIntake } from "./intake.ts";
@@ -61,7 +62,8 @@ const strayLookMs = 600_000;
 const lastMs = 2000;
 
 export async function startWorker(options: WorkerOptions): Promise<RunWorker> {
-  const { pool, blobs, queue, signals, logger, agents, slots, leaseMs, onSettled } = options;
+  const { pool, blobs, queue, logger, agents, slots, leaseMs, onSettled } = options;
+  const signals = ringingForOrder(options.signals);
   const closing = new AbortController();
   const observe = tellAll(logsOf(logger), options.observe);
   const ownership = new Ownership(leaseMs);
