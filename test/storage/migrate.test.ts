@@ -122,6 +122,48 @@ describe("migrate", () => {
     expect(await migrating).toEqual(["9998_column"]);
   });
 
+  it("changes a table of a million rows under load: no reader or writer waits for a lock longer than 200 ms, and nothing of what they wrote is lost", async () => {
+    const { database, pool } = await emptyDatabase();
+    await migrate(database.url);
+    await pool.query(
+      "CREATE TABLE big AS SELECT n AS id, n % 7 AS kind, repeat('x', 100) AS text FROM generate_series(1, 1000000) n",
+    );
+    await pool.query("ALTER TABLE big ADD PRIMARY KEY (id)");
+    const more = {
+      "9996_column": inOrder("ALTER TABLE big ADD COLUMN more int NOT NULL DEFAULT 7"),
+      "9997_check": inOrder("ALTER TABLE big ADD CONSTRAINT kinds CHECK (kind >= 0) NOT VALID"),
+      "9998_valid": inOrder("ALTER TABLE big VALIDATE CONSTRAINT kinds"),
+      "9999_index": indexes({ big_by_kind: "big (kind, id)" }),
+    };
+    let isDone = false;
+    let written = 0;
+    // Whoever waits for longer says so by an error.
+    const client = async (statement: (n: number) => string, writes: boolean) => {
+      const session = await pool.connect();
+      await session.query("SET lock_timeout = '200ms'");
+      for (let n = 0; !isDone; n++) {
+        await session.query(statement(n));
+        if (writes) written++;
+      }
+      await session.query("RESET lock_timeout");
+      session.release();
+    };
+    const load = [
+      client((n) => `INSERT INTO big (id, kind, text) VALUES (${2_000_000 + n}, 1, '')`, true),
+      client((n) => `UPDATE big SET text = 'y' WHERE id = ${1 + (n % 1_000_000)}`, false),
+      client((n) => `SELECT text FROM big WHERE id = ${1 + ((n * 7919) % 1_000_000)}`, false),
+    ];
+    const migrated = migrate(database.url, { ...migrations, ...more }).finally(() => {
+      isDone = true;
+    });
+    const [made] = await Promise.all([migrated, ...load]);
+    expect(made).toEqual(Object.keys(more));
+    expect((await pool.query("SELECT count(*) AS n FROM big WHERE id >= 2000000 AND more = 7")).rows[0].n).toBe(
+      written,
+    );
+    expect(written).toBeGreaterThan(0);
+  });
+
   it("makes an index beside a writer in the middle of its transaction, and anew where one was left half made", async () => {
     const { database, pool } = await emptyDatabase();
     await migrate(database.url);
