@@ -150,7 +150,6 @@ export async function growth(stack: Stack, noop: Record<string, string>): Promis
     .id;
   await timed("status", async () => readOutcome(pool, blobs, (await readRun(pool, "default", old))!));
   await timed("list", () => listRuns(pool, "default", { limit: 50 }));
-  await timed("list by user", () => listRuns(pool, "default", { limit: 50, userId: "user7" }));
   await pool.query(
     `INSERT INTO deliveries (id, tenant, message_id, type, url, destination, give_up_at, next_at)
      SELECT gen_random_uuid(), 'default', id, 'query.completed', 'http://127.0.0.1:1/', 'default ' || row_number() OVER (), now() + interval '1 day', now()

@@ -88,14 +88,19 @@ describe("prices of one's own", () => {
     const MODEL_PRICES = '{"ollama/*":{"input":0,"output":0},"ollama/big":{"input":1,"output":2}}';
     expect(await costOf(modelOf("ollama/qwen3", {}, { MODEL_PRICES }))).toBe(0);
     expect(await costOf(modelOf("ollama/big", {}, { MODEL_PRICES }))).toBe((1000 * 1 + 100 * 2) * 1000);
-    const prices = { "ollama/big": { input: 1, cached: 0.25 }, "openai/*": { input: 3 } };
+    const prices = { "ollama/big": { input: 1, cached: 0.25, output: 0 }, "openai/*": { input: 3, output: 1 } };
     expect(await costOf(modelOf("ollama/big", { prices }, { MODEL_PRICES }))).toBe((800 * 1 + 200 * 0.25) * 1000);
-    expect(await costOf(modelOf("openai/gpt-4o", { prices }))).toBe(1000 * 3 * 1000);
+    expect(await costOf(modelOf("openai/gpt-4o", { prices }))).toBe((1000 * 3 + 100) * 1000);
     expect(lines).toEqual([]);
+  });
+
+  it("are none without a price for replies", async () => {
+    usage = { input: 1000, output: 100 };
+    expect(await costOf(modelOf("openai/gpt-4o", { prices: { "openai/*": { input: 3 } } }))).toBeNull();
   });
 
   it("do not turn a missing usage into a cost", async () => {
     usage = null;
-    expect(await costOf(modelOf("openai/gpt-4o", { prices: { "openai/*": { input: 3 } } }))).toBeNull();
+    expect(await costOf(modelOf("openai/gpt-4o", { prices: { "openai/*": { input: 3, output: 1 } } }))).toBeNull();
   });
 });

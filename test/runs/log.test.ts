@@ -110,7 +110,9 @@ test("what a run appends while an earlier append of its own waits for its row co
   const written = [write("0")];
   // Held by now: more than one statement has given up on it.
   const looks = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND query LIKE '%SKIP LOCKED'";
-  await expect.poll(async () => (await bench.pool.query(looks)).rowCount).toBeGreaterThan(0);
+  await expect
+    .poll(async () => (await bench.pool.query(looks)).rowCount, { timeout: 20_000, interval: 2 })
+    .toBeGreaterThan(0);
   await holder.query("COMMIT");
   holder.release();
   for (let next = 1; next < 50; next++) {

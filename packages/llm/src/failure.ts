@@ -12,7 +12,8 @@ export interface FailureContext {
   idleTimeoutMs: number;
 }
 
-export type FailureWithoutText = Omit<ModelFailure, "text">;
+/** `sent`: the request was on its way, and may be answered, and billed, all the same. */
+export type FailureWithoutText = Omit<ModelFailure, "text" | "spent"> & { sent?: true };
 
 /** The fields that APICallError and StreamProviderError share; both come from several copies of packages, so no instanceof. */
 interface ProviderError {
@@ -42,12 +43,29 @@ export function toFailure(error: unknown, context: FailureContext): FailureWitho
 
   for (const { code } of chain) {
     const reason = typeof code === "string" ? networkReason(code, context) : undefined;
-    if (reason) return { ok: false, code: "model_error", retryable: true, message: `${provider} ${reason}` };
+    if (reason) {
+      const message = `${provider} ${reason}`;
+      return {
+        ok: false,
+        code: "model_error",
+        retryable: true,
+        message,
+        ...(wasSent.test(code as string) && { sent: true }),
+      };
+    }
   }
   const said = clean(chain[0]?.message ?? String(error));
   if (chain.some((e) => ourFault.test(e.name ?? ""))) {
     return { ok: false, code: "invalid_input", retryable: false, message: `${provider} cannot be asked this: ${said}` };
   }
+  const document = chain.find(({ name }) => name === "DocumentError");
+  if (document)
+    return {
+      ok: false,
+      ...ofType(document.message ?? ""),
+      isAnswer: true,
+      message: `${provider} answered with ${clean(document.message ?? "")}`,
+    };
   const told = ofType(`${chain[0]?.type ?? ""} ${chain[0]?.code ?? ""}`);
   return { ok: false, ...told, message: `${provider} failed: ${said}` };
 }
@@ -103,6 +121,9 @@ function ofType(words: string): Pick<ModelFailure, "code" | "retryable"> {
     return { code: "invalid_input", retryable: false };
   return { code: "model_error", retryable: !/insufficient_quota|billing/i.test(words) };
 }
+
+/** Codes of a connection that was lost after the request had gone out. */
+const wasSent = /^(UND_ERR_(HEADERS|BODY)_TIMEOUT|UND_ERR_SOCKET|ECONNRESET|EPIPE)$/;
 
 function networkReason(code: string, { idleTimeoutMs }: FailureContext): string | undefined {
   switch (code) {

@@ -55,7 +55,10 @@ export interface ModelReply {
    * it, the invalid ones too, needs a result in the message after it. Empty when the model said nothing at all.
    */
   messages: ModelMessage[];
+  /** `stop`, `tool-calls`, `length` (cut), `content-filter` (refused), `other` (paused, or a word we do not know). */
   finishReason: string;
+  /** The provider's own word, where it says more: `pause_turn`, say. */
+  rawFinishReason?: string | undefined;
   usage: Usage;
   /** Price of this call in nano-USD; null when the model's price is not known or the provider reports no usage. */
   costNanos: number | null;
@@ -71,6 +74,10 @@ export interface ModelFailure {
   message: string;
   /** Text that had streamed before the failure. */
   text: string;
+  /** The provider may bill it, as it does what was cut: what was counted so far, and its price; null: not known. Absent: it does not. */
+  spent?: { usage: Usage; costNanos: number | null };
+  /** It is the provider's answer, and would be the same next time: tried once more at most. */
+  isAnswer?: true;
 }
 
 export type ModelResult = ModelReply | ModelFailure;

@@ -54,10 +54,12 @@ function findRule(prices: PriceTable, id: string, pricedAs: PricedAs | undefined
 }
 
 /** USD per million tokens is 1,000 nano-USD per token. */
-function ownPrice(price: TokenPrice, { input, cached, cacheWrite, output }: TokenCounts): number {
+function ownPrice(price: TokenPrice, { input, cached, cacheWrite, output }: TokenCounts): number | null {
+  // Replies are the dear part: a price that leaves them out is none.
+  if (price.output === undefined) return null;
   const plain = Math.max(0, input - cached - cacheWrite) * price.input;
   const cache = cached * (price.cached ?? price.input) + cacheWrite * (price.cacheWrite ?? price.input);
-  return Math.round((plain + cache + output * (price.output ?? 0)) * 1000);
+  return Math.round((plain + cache + output * price.output) * 1000);
 }
 
 /** Looks the model up once: matching it against the whole table takes 45 us, a provider with one model in it 5. */

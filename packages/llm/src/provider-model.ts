@@ -11,9 +11,19 @@ import {
   type ToolSet,
 } from "ai";
 import { type FailureContext, toFailure, unfinished } from "./failure.ts";
-import type { Model, ModelCallOptions, ModelMessage, ModelRequest, ModelResult } from "./model.ts";
+import type {
+  Model,
+  ModelCallOptions,
+  ModelFailure,
+  ModelMessage,
+  ModelRequest,
+  ModelResult,
+  ToolCallRequest,
+  Usage,
+} from "./model.ts";
 import type { TokenCounts } from "./pricing.ts";
-import { Reply } from "./reply.ts";
+import { acceptable } from "./prompt.ts";
+import { Reply, tokenCount } from "./reply.ts";
 
 /** The SDK's own way to say: print no warnings. */
 (globalThis as { AI_SDK_LOG_WARNINGS?: boolean }).AI_SDK_LOG_WARNINGS = false;
@@ -63,52 +73,92 @@ async function callProvider(
       abortSignal: controller.signal,
     });
     for await (const part of stream) {
+      // It called a tool in a turn that may call none, and the turn is over: what it said counts.
+      if (part.type === "error" && isViolation(part.error)) {
+        reply.finishReason = "tool-calls";
+        continue;
+      }
       if (part.type === "error") throw part.error;
       const delta = reply.add(part);
       if (delta !== "") onText?.(delta);
     }
   } catch (error) {
-    if (signal.aborted) return aborted(reply.text);
-    return { ...toFailure(error, model.context), text: reply.text };
+    if (signal.aborted) return aborted(reply.text, spent(model, reply));
+    const { sent, ...failure } = toFailure(error, model.context);
+    return { ...failure, text: reply.text, ...((reply.began || sent) && { spent: spent(model, reply) }) };
   } finally {
     signal.removeEventListener("abort", abort);
   }
   const { finishReason } = reply;
   if (finishReason === undefined || finishReason === "error" || finishReason === "interrupted") {
-    if (signal.aborted) return aborted(reply.text);
-    return { ...unfinished(reply.rawFinishReason, model.context), text: reply.text };
+    if (signal.aborted) return aborted(reply.text, spent(model, reply));
+    return { ...unfinished(reply.rawFinishReason, model.context), text: reply.text, spent: spent(model, reply) };
   }
   return finished(model, reply, finishReason);
 }
 
 function finished(model: ProviderModelOptions, reply: Reply, finishReason: string): ModelResult {
-  const { inputTokens, outputTokens, inputTokenDetails } = reply.usage ?? {};
-  const usage = {
-    input: inputTokens ?? 0,
-    output: outputTokens ?? 0,
-    cached: inputTokenDetails?.cacheReadTokens ?? 0,
-  };
-  const counted = inputTokens !== undefined && outputTokens !== undefined;
+  const isCut = finishReason === "length";
   return {
     ok: true,
     text: reply.text,
-    toolCalls: reply.toolCalls,
+    toolCalls: isCut ? reply.toolCalls.map(sayCut) : reply.toolCalls,
     messages: reply.messages(),
     finishReason,
-    usage,
-    costNanos: counted ? model.price({ ...usage, cacheWrite: inputTokenDetails?.cacheWriteTokens ?? 0 }) : null,
+    rawFinishReason: reply.rawFinishReason,
+    ...counted(model, reply),
   };
 }
+
+/** Arguments that are no JSON because the reply ended in the middle of them. */
+const sayCut = (call: ToolCallRequest): ToolCallRequest =>
+  call.invalid === undefined
+    ? call
+    : {
+        ...call,
+        invalid: `The reply was cut at its longest in the middle of the arguments of ${call.name}. Call it again with shorter ones, or do it in several calls.`,
+      };
+
+/** What a call took, as the provider counted it at its end; null where it counted nothing, or what cannot be. */
+function counted(model: ProviderModelOptions, { usage }: Reply): { usage: Usage; costNanos: number | null } {
+  const input = tokenCount(usage?.inputTokens);
+  const output = tokenCount(usage?.outputTokens);
+  const { cacheReadTokens, cacheWriteTokens } = usage?.inputTokenDetails ?? {};
+  const cached = tokenCount(cacheReadTokens ?? 0);
+  const cacheWrite = tokenCount(cacheWriteTokens ?? 0);
+  const isWhole =
+    input !== undefined &&
+    output !== undefined &&
+    cached !== undefined &&
+    cacheWrite !== undefined &&
+    cached + cacheWrite <= input;
+  return {
+    usage: { input: input ?? 0, output: output ?? 0, cached: Math.min(cached ?? 0, input ?? 0) },
+    costNanos: isWhole ? model.price({ input, output, cached, cacheWrite }) : null,
+  };
+}
+
+/** Of a call that did not end well, as far as it was counted; the reply's part by its length, four bytes a token. */
+function spent(model: ProviderModelOptions, reply: Reply): NonNullable<ModelFailure["spent"]> {
+  if (reply.usage?.inputTokens !== undefined) return counted(model, reply);
+  if (!reply.inputSoFar) return { usage: { input: 0, output: 0, cached: 0 }, costNanos: null };
+  const output = Math.ceil(Buffer.byteLength(reply.text) / 4);
+  const { input, cached, cacheWrite } = reply.inputSoFar;
+  return { usage: { input, output, cached }, costNanos: model.price({ input, output, cached, cacheWrite }) };
+}
+
+const isViolation = (error: unknown): boolean => (error as Error | undefined)?.name === "AI_ToolChoiceViolationError";
 
 function prompt({ cacheMark }: ProviderModelOptions, request: ModelRequest) {
   const { system, tools, toolChoice, temperature, maxOutputTokens } = request;
   // One-shot calls are never read back from a cache, and writing to it costs more than plain input.
   const mark = tools.length > 0 ? cacheMark : undefined;
+  const messages = acceptable(request.messages);
   const instructions: string | SystemModelMessage | undefined =
     system && mark ? { role: "system", content: system, providerOptions: mark } : system;
   return {
     ...(instructions ? { instructions } : {}),
-    messages: mark ? marked(request.messages, mark) : request.messages,
+    messages: mark ? marked(messages, mark) : messages,
     ...(tools.length > 0 ? { tools: toolSet(request), toolChoice: toolChoice ?? "auto" } : {}),
     ...(temperature === undefined ? {} : { temperature }),
     ...(maxOutputTokens === undefined ? {} : { maxOutputTokens }),
@@ -136,6 +186,7 @@ async function refuseDownload(files: { isUrlSupportedByModel: boolean }[]): Prom
   throw Object.assign(refused, { name: "DownloadRefused" });
 }
 
-function aborted(text: string): ModelResult {
-  return { ok: false, code: "aborted", retryable: false, message: "the model call was aborted", text };
+function aborted(text: string, spent?: ModelFailure["spent"]): ModelFailure {
+  const message = "the model call was aborted";
+  return { ok: false, code: "aborted", retryable: false, message, text, ...(spent && { spent }) };
 }

@@ -18,6 +18,10 @@ export class Reply {
   /** The provider's own word for it. */
   rawFinishReason: string | undefined;
   usage: LanguageModelUsage | undefined;
+  /** What the provider had counted before it ended, where it says so at the beginning. */
+  inputSoFar: { input: number; cached: number; cacheWrite: number } | undefined;
+  /** Something has come. */
+  began = false;
   readonly #content: ContentPart[] = [];
   readonly #open = new Map<string, { text: string; providerOptions?: Metadata }>();
   readonly #conversation: ModelMessage[];
@@ -30,6 +34,7 @@ export class Reply {
 
   /** Takes the next part of the stream; returns the text in it, "" mostly. Error parts are the caller's business. */
   add(part: StreamPart): string {
+    if (part.type !== "model-call-start") this.began = true;
     switch (part.type) {
       case "text-start":
       case "reasoning-start": {
@@ -60,7 +65,10 @@ export class Reply {
       }
       case "custom":
         // Bookkeeping of the adapter, which it drops when it comes back.
-        if (part.kind === "anthropic.message_start") return "";
+        if (part.kind === "anthropic.message_start") {
+          this.inputSoFar = countedAtStart(part.providerMetadata?.anthropic?.usage);
+          return "";
+        }
         this.#content.push({ type: "custom", kind: part.kind, ...options(part.providerMetadata) });
         return "";
       case "tool-call":
@@ -97,9 +105,11 @@ export class Reply {
     const invalid = part.invalid === true ? whyInvalid(part.error, toolName) : undefined;
     // Providers want an object back, whatever the model wrote.
     const isObject = typeof part.input === "object" && part.input !== null;
-    const input: unknown = invalid !== undefined && !isObject ? {} : part.input;
+    const none = part.input === null || part.input === undefined;
+    const input: unknown = none || (invalid !== undefined && !isObject) ? {} : part.input;
     this.#content.push({ type: "tool-call", toolCallId, toolName, input, ...options(providerMetadata) });
-    const call = { id: toolCallId, name: toolName, input: part.input };
+    // Small models write `null` for a tool without parameters.
+    const call = { id: toolCallId, name: toolName, input: none ? {} : part.input };
     this.toolCalls.push(invalid === undefined ? call : { ...call, invalid });
   }
 
@@ -120,6 +130,28 @@ function callIds(conversation: ModelMessage[]): string[] {
       ? content.flatMap((part) => (part.type === "tool-call" ? [part.toolCallId] : []))
       : [],
   );
+}
+
+function countedAtStart(usage: unknown): Reply["inputSoFar"] {
+  const { input_tokens, cache_read_input_tokens, cache_creation_input_tokens } = (usage ?? {}) as Record<
+    string,
+    unknown
+  >;
+  const [plain, cached, cacheWrite] = [
+    input_tokens,
+    cache_read_input_tokens ?? 0,
+    cache_creation_input_tokens ?? 0,
+  ].map(tokenCount);
+  if (plain === undefined || cached === undefined || cacheWrite === undefined) return undefined;
+  return { input: plain + cached + cacheWrite, cached, cacheWrite };
+}
+
+/** No call has more tokens. */
+const mostTokens = 1e9;
+
+/** A count as a provider gives it, made whole; undefined when it is none. */
+export function tokenCount(value: unknown): number | undefined {
+  return typeof value === "number" && value >= 0 && value <= mostTokens ? Math.ceil(value) : undefined;
 }
 
 const options = (metadata: Metadata) => (metadata ? { providerOptions: metadata } : {});

@@ -144,6 +144,19 @@ export const errorTable = {
     retryable: false,
     meaning: "Nobody decided in time, and the agent's policy is to fail then.",
   },
+  output_limit: {
+    status: null,
+    title: "Output limit",
+    retryable: false,
+    meaning:
+      "The model's reply was cut at its greatest length (`max_tokens`, or the model's own); what it had said is there. Raise it, or let the agent go on (`onLength: \"continue\"`).",
+  },
+  model_refused: {
+    status: null,
+    title: "Model refused",
+    retryable: false,
+    meaning: "The model, or its provider's content filter, did not want to answer this; the output is what it said.",
+  },
   model_error: {
     status: null,
     title: "Model error",
@@ -189,6 +202,8 @@ export const stopReasons = [
   "price_unknown",
   "policy_blocked",
   "approval_expired",
+  "output_limit",
+  "model_refused",
   "auth_failed",
   "invalid_input",
   "model_error",

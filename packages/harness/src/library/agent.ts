@@ -14,6 +14,10 @@ export interface AgentDefinition {
   tools?: string[];
   temperature?: number;
   maxTokens?: number;
+  /** A reply that is cut at its greatest length: `stop` ends the run with `output_limit`, `continue` asks for the rest (default `stop`). */
+  onLength?: "stop" | "continue";
+  /** Tool calls of one turn that are under way at once (default 16); the others wait. */
+  maxParallelCalls?: number;
   maxIterations?: number;
   /** Points its tool calls may take together (`budgetCost`); default: no limit. */
   actionBudget?: number;
@@ -65,6 +69,8 @@ const agentSchema = z.strictObject({
   tools: z.array(z.string()).optional(),
   temperature: z.number().min(0).max(2).optional(),
   maxTokens: z.number().int().positive().optional(),
+  onLength: z.enum(["stop", "continue"]).optional(),
+  maxParallelCalls: z.number().int().min(1).max(1000).optional(),
   maxIterations: z.number().int().min(1).max(50).optional(),
   actionBudget: z.number().min(0).optional(),
   onBudget: z.enum(["stop", "pause"]).optional(),

@@ -19,8 +19,10 @@ export interface MoneyBudget {
    * back in the end.
    */
   reserve(most: number, least: number): Promise<{ granted: number } | { exhausted: OuterLevel }>;
-  /** The call is over: gives back what is set aside and charges what it cost. Harmless when nothing is set aside. */
-  settle(costNanos: number): Promise<void>;
+  /**
+   * The call is over: gives back what is set aside and charges what it cost; null, not known: all that was set aside. Harmless when nothing is.
+   */
+  settle(costNanos: number | null): Promise<void>;
 }
 
 /** No caps around the run. */
@@ -55,8 +57,8 @@ export function memoryBudget(capNanos: number): { share(stop: AbortSignal): Mone
         },
         async settle(costNanos) {
           reserved -= mine;
+          used += costNanos ?? mine;
           mine = 0;
-          used += costNanos;
           settled.resolve();
           settled = Promise.withResolvers();
         },
@@ -76,8 +78,8 @@ const usualTokens = 8192;
 const wrapUpTokens = 256;
 
 export type Permit =
-  /** `maxOutputTokens` undefined: nothing is capped, the reply may be as long as it likes. */
-  | { ok: true; maxOutputTokens: number | undefined }
+  /** `maxOutputTokens` undefined: the reply may be as long as its model makes it. `nanos`: what it costs at most; undefined: nothing is capped. */
+  | { ok: true; maxOutputTokens: number | undefined; nanos?: number }
   | { ok: false; why: "price_unknown" }
   | { ok: false; why: "exhausted"; level: BudgetLevel };
 
@@ -109,7 +111,7 @@ export async function permitCall(
   let tokens = wanted;
   if (cap !== undefined) {
     const kept = wrapUp ? 0 : costOf(wrapUpTokens);
-    tokens = Math.min(tokens, affordable(cap - state.costNanos - kept));
+    tokens = Math.min(tokens, affordable(cap - state.costNanos - state.doubtfulNanos - kept));
     if (tokens < least) return { ok: false, why: "exhausted", level: "run" };
   }
   if (budget.capped && costOf(tokens) > 0) {
@@ -117,7 +119,7 @@ export async function permitCall(
     if ("exhausted" in answer) return { ok: false, why: "exhausted", level: answer.exhausted };
     tokens = Math.min(tokens, affordable(answer.granted));
   }
-  return { ok: true, maxOutputTokens: tokens };
+  return { ok: true, maxOutputTokens: tokens, nanos: costOf(tokens) };
 }
 
 /** What the input costs, and each token of the reply; null when the price is not known. */

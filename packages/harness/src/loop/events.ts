@@ -128,6 +128,8 @@ export interface EventData {
     tool_calls: LoggedToolCall[];
     messages?: ModelMessage[];
     finish_reason: string;
+    /** The provider's own word for it, where it is another one. */
+    raw_finish_reason?: string;
     usage: { input: number; output: number; cached: number };
     cost_usd: number | null;
     duration_ms: number;
@@ -142,7 +144,20 @@ export interface EventData {
   "action.called": { iteration: number; call: LoggedToolCall };
   /** Text of a model call still under way, or cut; dropped by the fold once that call's end is recorded. */
   "model.partial": { iteration: number; text: string; cut?: true };
-  "model.failed": { iteration: number; model: string; code: string; message: string; retry_in_ms: number | null };
+  /**
+   * A model call without a reply. What its provider may bill stands in `usage` and `cost_usd`, as far as it was counted; null: not known, and what was set
+   * aside for it (`reserved_usd`) counts against the caps.
+   */
+  "model.failed": {
+    iteration: number;
+    model: string;
+    code: string;
+    message: string;
+    retry_in_ms: number | null;
+    usage?: { input: number; output: number; cached: number };
+    cost_usd?: number | null;
+    reserved_usd?: number;
+  };
   /** Written before an idempotent or unsafe tool starts; without an outcome after it, the call may have taken place. */
   "tool.intent": {
     iteration: number;

@@ -48,6 +48,9 @@ interface TurnRecord {
   reply: ModelMessage[];
   text: string;
   calls: ToolRecord[];
+  /** How the reply ended, in the words of `ModelReply.finishReason`, and in its provider's. */
+  ended: string;
+  rawEnd?: string | undefined;
   /** Withheld by a policy, or held back until a person has let it pass: nobody is shown it. */
   hidden: "withheld" | "held" | false;
 }
@@ -71,6 +74,10 @@ export interface RunState {
   lastInputTokens: number;
   costNanos: number;
   costUnknown: boolean;
+  /** A finished call had no price. */
+  unpriced: boolean;
+  /** What was set aside for calls that were cut, and whose cost is not known: it may be spent. */
+  doubtfulNanos: number;
   /** What the run may cost and how many points its actions may take, raises included; undefined: no cap. */
   caps: { costNanos: number | undefined; points: number | undefined };
   /** How often a cap was raised. */
@@ -101,6 +108,8 @@ export function initialState(input: RunInput): RunState {
     lastInputTokens: 0,
     costNanos: 0,
     costUnknown: false,
+    unpriced: false,
+    doubtfulNanos: 0,
     caps: {
       costNanos: input.max_cost_usd === undefined ? undefined : toNanos(input.max_cost_usd),
       points: input.action_budget,
@@ -135,6 +144,8 @@ export function applyEvent(state: RunState, event: NewEvent & { at?: string }): 
         reply: messages ?? plainReply(text, tool_calls),
         text,
         calls: tool_calls.map((call, index) => newRecord(iteration, index, call)),
+        ended: event.data.finish_reason,
+        rawEnd: event.data.raw_finish_reason,
         hidden: event.data.withheld ? "withheld" : event.data.held ? "held" : false,
       });
       if (event.data.wrap_up) state.wrappedUp = event.data.wrap_up_for ?? "time";
@@ -142,17 +153,27 @@ export function applyEvent(state: RunState, event: NewEvent & { at?: string }): 
       state.steps++;
       // A wrap-up that says nothing must not take away what the cut call had said.
       if (!event.data.wrap_up || text !== "") state.partialText = "";
-      state.usage.input += usage.input;
       state.lastInputTokens = usage.input;
-      state.usage.output += usage.output;
-      state.usage.cached += usage.cached;
-      if (cost_usd === null) state.costUnknown = true;
-      else state.costNanos += toNanos(cost_usd);
+      if (cost_usd === null) state.unpriced = true;
+      book(state, usage, cost_usd);
+      break;
+    }
+    case "model.failed": {
+      const { usage, cost_usd, reserved_usd } = event.data;
+      if (cost_usd === undefined) break;
+      if (cost_usd === null && reserved_usd !== undefined) state.doubtfulNanos += toNanos(reserved_usd);
+      book(state, usage ?? { input: 0, output: 0, cached: 0 }, cost_usd);
       break;
     }
     case "action.called": {
       const { iteration, call } = event.data;
-      state.turns.push({ reply: [], text: "", calls: [newRecord(iteration, 0, call)], hidden: false });
+      state.turns.push({
+        reply: [],
+        text: "",
+        calls: [newRecord(iteration, 0, call)],
+        ended: "tool-calls",
+        hidden: false,
+      });
       break;
     }
     case "model.partial":
@@ -227,6 +248,14 @@ export function applyEvent(state: RunState, event: NewEvent & { at?: string }): 
   }
 }
 
+function book(state: RunState, usage: RunState["usage"], costUsd: number | null): void {
+  state.usage.input += usage.input;
+  state.usage.output += usage.output;
+  state.usage.cached += usage.cached;
+  if (costUsd === null) state.costUnknown = true;
+  else state.costNanos += toNanos(costUsd);
+}
+
 /** What was copied is known; it is neither charged nor counted again. Iterations go on being numbered, so that no two calls have one key. */
 function startAfterCopies(state: RunState): void {
   state.copiedIterations = state.iterations;
@@ -234,6 +263,8 @@ function startAfterCopies(state: RunState): void {
   state.usage = { input: 0, output: 0, cached: 0 };
   state.costNanos = 0;
   state.costUnknown = false;
+  state.unpriced = false;
+  state.doubtfulNanos = 0;
   state.spentPoints = 0;
   for (const record of state.turns.flatMap((turn) => turn.calls)) if (record.result) record.copied = true;
 }
@@ -271,20 +302,53 @@ export function openCalls(state: RunState): ToolRecord[] {
   return state.turns.at(-1)?.calls.filter((record) => !record.result) ?? [];
 }
 
-/** The conversation as the model gets it next: query, replies, results. A pure function of the state: resumed prompts are byte-equal. */
+const goOnPrompt =
+  "Your reply was cut at its greatest length. Go on exactly where it ended, without repeating anything.";
+const answerPrompt = "You said nothing. Give your answer now.";
+
+/**
+ * The conversation as the model gets it next: query, replies, results, and what was asked between them. A pure function of the state: resumed prompts are
+ * byte-equal.
+ */
 export function conversation(state: RunState): ModelMessage[] {
   const messages: ModelMessage[] = [{ role: "user", content: firstMessage(state.input) }];
   for (const turn of state.turns) {
     messages.push(...turn.reply);
     if (turn.calls.length > 0) messages.push({ role: "tool", content: turn.calls.map(toolResultPart) });
+    else if (isSilent(turn)) messages.push({ role: "user", content: answerPrompt });
+    else if (turn.ended === "length") messages.push({ role: "user", content: goOnPrompt });
   }
   return messages;
 }
 
-/** What there is to show: the cut text, else the last text the model finished, else null. */
+/** It neither says nor calls anything. */
+export const isSilent = (turn: RunState["turns"][number]): boolean =>
+  turn.calls.length === 0 && !turn.hidden && turn.text.trim() === "" && turn.ended !== paused;
+/** A turn that its provider broke off to have it sent back and gone on with. */
+export const paused = "paused";
+
+/** What there is to show: the cut text, else the last text the model finished, else null. One that was cut and went on is one text. */
 export function latestText(state: RunState): string | null {
-  if (state.partialText.trim()) return state.partialText;
-  return state.turns.findLast((turn) => !turn.hidden && turn.text.trim())?.text ?? null;
+  if (state.partialText.trim()) return joined(state, state.turns.length) + state.partialText;
+  const last = state.turns.findLastIndex((turn) => !turn.hidden && turn.text.trim());
+  return last < 0 ? null : joined(state, last) + state.turns[last]!.text;
+}
+
+/** The text of the last turn, and of those before it that it goes on with. */
+export const lastAnswer = (state: RunState): string =>
+  joined(state, state.turns.length - 1) + (state.turns.at(-1)?.text ?? "");
+
+/** The text of the turns before this one that it goes on with. */
+function joined(state: RunState, turn: number): string {
+  let first = turn;
+  for (; first > 0; first--) {
+    const before = state.turns[first - 1]!;
+    if (before.calls.length > 0 || before.hidden || (before.ended !== "length" && before.ended !== paused)) break;
+  }
+  return state.turns
+    .slice(first, turn)
+    .map(({ text }) => text)
+    .join("");
 }
 
 /** Whether an early end is `partial` (there is text or a tool's finished work) or `failed`. */

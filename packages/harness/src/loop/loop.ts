@@ -16,8 +16,11 @@ import {
   applyEvent,
   conversation,
   hasSomethingToShow,
+  isSilent,
+  lastAnswer,
   latestText,
   openCalls,
+  paused,
   plainReply,
   type RunState,
   toUsd,
@@ -83,7 +86,8 @@ async function takeTurns(loop: LoopOptions): Promise<LoopOutcome> {
     const last = state.turns.at(-1);
     if (last && last.calls.length === 0) {
       if (last.hidden === "held") return await holdAnswer(loop, last.text);
-      return completed(last.text);
+      const answer = answered(loop, last);
+      if (answer) return answer;
     }
     if (control.draining) return { kind: "handover" };
     if (!last) {
@@ -92,7 +96,7 @@ async function takeTurns(loop: LoopOptions): Promise<LoopOutcome> {
     }
     if (state.iterations - state.copiedIterations >= maxIterations)
       return early(state, "iteration_limit", `The run used up its ${maxIterations} iterations.`);
-    if (state.caps.costNanos !== undefined && state.costUnknown)
+    if (state.caps.costNanos !== undefined && state.unpriced)
       return early(state, "price_unknown", `The model ${loop.model.id} did not say what its call cost.`);
     await loop.assertOwned?.();
     if (control.signal.aborted) continue;
@@ -118,13 +122,41 @@ async function takeTurns(loop: LoopOptions): Promise<LoopOutcome> {
   }
 }
 
+/** What comes of a turn that calls nothing; undefined: it goes on. */
+function answered({ state, agent, model }: LoopOptions, last: RunState["turns"][number]): LoopOutcome | undefined {
+  const silent = isSilent(last);
+  switch (last.ended) {
+    case "length":
+      if (!silent && agent.onLength === "continue") return;
+      return early(state, "output_limit", `The reply of ${model.id} was cut at its greatest length.`);
+    case "content-filter":
+      return early(state, "model_refused", `${model.id} did not want to answer${inItsWords(last)}.`);
+    case paused:
+      return;
+    case "stop":
+    case "tool-calls":
+      break;
+    default:
+      if (silent) return early(state, "model_error", `${model.id} ended without an answer${inItsWords(last)}.`);
+      return early(state, "model_error", `${model.id} ended its answer in a way that is not known${inItsWords(last)}.`);
+  }
+  if (!silent) return completed(lastAnswer(state));
+  const before = state.turns.slice(0, -1);
+  // An empty end is legitimate after the tools have done what there was to do: what was said before them is the answer.
+  if (latestText(state) !== null) return completed(latestText(state)!);
+  if (before.at(-1) && !isSilent(before.at(-1)!)) return;
+  return early(state, "model_error", `${model.id} gave an empty answer, also when it was asked once more.`);
+}
+
+const inItsWords = ({ rawEnd }: RunState["turns"][number]): string => (rawEnd === undefined ? "" : ` (${rawEnd})`);
+
 /**
- * Carries out the open calls of the turn side by side; each outcome is recorded the moment it is there. Returns where the run must wait,
+ * Carries out the open calls of the turn side by side, some at a time; each outcome is recorded the moment it is there. Returns where the run must wait,
  * once none of them is in flight.
  */
 async function finishCalls(loop: LoopOptions): Promise<LoopOutcome | undefined> {
   const open = openCalls(loop.state);
-  const results = await Promise.allSettled(open.map((record) => callTool(record, loop)));
+  const results = await someAtOnce(open, loop.agent.maxParallelCalls ?? mostAtOnce, (record) => callTool(record, loop));
   const failed = results.filter((result) => result.status === "rejected").map((result) => result.reason);
   // A lost log outranks an interruption: it must not be mistaken for an orderly stop.
   const worst = failed.find((reason) => !(reason instanceof Interrupted)) ?? failed[0];
@@ -139,6 +171,29 @@ async function finishCalls(loop: LoopOptions): Promise<LoopOutcome | undefined> 
   if (answers.some(({ kind }) => kind === "waiting")) return { kind: "park", waitingFor: "approval" };
   const later = answers.flatMap((answer) => (answer.kind === "later" ? [answer.ms] : []));
   return later.length > 0 ? { kind: "handover", delayMs: Math.ceil(Math.max(...later)) } : undefined;
+}
+
+/** Tool calls of one turn that are under way at once. */
+const mostAtOnce = 16;
+
+/** As `Promise.allSettled`, with so many at once; after a rejection none begins any more. */
+async function someAtOnce<T, R>(
+  all: T[],
+  most: number,
+  work: (one: T) => Promise<R>,
+): Promise<PromiseSettledResult<R>[]> {
+  const results: PromiseSettledResult<R>[] = [];
+  let next = 0;
+  let failed = false;
+  const lane = async () => {
+    for (let at = next++; at < all.length && !failed; at = next++) {
+      const [result] = await Promise.allSettled([work(all[at]!)]);
+      results[at] = result!;
+      failed ||= result!.status === "rejected";
+    }
+  };
+  await Promise.all(Array.from({ length: Math.min(most, all.length) }, lane));
+  return results.filter((result) => result !== undefined);
 }
 
 /** What a parked run waits for, as its log says it. One that waits for its budget may have questions open as well: their time runs. */
@@ -209,28 +264,40 @@ async function holdAnswer(loop: LoopOptions, text: string): Promise<LoopOutcome>
  * anew: the reply is recorded, or the run was stopped, drained or out of time between two tries.
  */
 async function callModel(loop: LoopOptions, turn: Turn): Promise<ModelFailure | Refusal | undefined> {
-  const { control } = loop;
+  const { control, state } = loop;
   let spentMs = 0;
+  let answeredBefore: string | undefined;
   for (let tries = 1; ; tries++) {
-    const failure = await streamReply(loop, turn);
-    if (!failure || "why" in failure) return failure;
-    const aborted = failure.code === "aborted" || turn.signal.aborted;
-    const waitMs = failure.retryAfterMs ?? inPlace.firstMs * 2 ** (tries - 1) * (0.5 + Math.random() / 2);
-    const again = !aborted && failure.retryable && tries <= inPlace.most && spentMs + waitMs <= inPlace.togetherMs;
-    if (!again || turn.wrapUp) await keepText(loop, turn, failure.text);
-    if (aborted) return failure;
-    const { code, message } = failure;
-    await loop.append({
-      type: "model.failed",
-      data: {
-        iteration: loop.state.iterations + 1,
-        model: loop.model.id,
-        code,
-        message,
-        retry_in_ms: again ? Math.round(waitMs) : null,
-      },
+    let failure: ModelFailure | undefined;
+    let waitMs: number | null = null;
+    const refused = await streamReply(loop, turn, async (failed, reservedNanos) => {
+      failure = failed;
+      const { code, message, retryable, spent } = failed;
+      const aborted = code === "aborted" || turn.signal.aborted;
+      // The same answer twice would be the same again.
+      const final = failed.isAnswer && answeredBefore === message;
+      answeredBefore = failed.isAnswer && message;
+      const wait = failed.retryAfterMs ?? inPlace.firstMs * 2 ** (tries - 1) * (0.5 + Math.random() / 2);
+      const again = !aborted && retryable && !final && tries <= inPlace.most && spentMs + wait <= inPlace.togetherMs;
+      if (again) waitMs = wait;
+      if (final) failure = { ...failed, retryable: false };
+      if (!again || turn.wrapUp) await keepText(loop, turn, failed.text);
+      if (control.cause === "lost" || control.cause === "broken" || (aborted && !spent)) return;
+      await loop.append({
+        type: "model.failed",
+        data: {
+          iteration: state.iterations + 1,
+          model: loop.model.id,
+          code,
+          message,
+          retry_in_ms: again ? Math.round(wait) : null,
+          ...(spent && { usage: spent.usage, cost_usd: spent.costNanos === null ? null : toUsd(spent.costNanos) }),
+          ...(spent?.costNanos === null && reservedNanos !== undefined && { reserved_usd: toUsd(reservedNanos) }),
+        },
+      });
     });
-    if (!again) return failure;
+    if (refused) return refused;
+    if (!failure || waitMs === null) return failure;
     const moot = () => turn.signal.aborted || (!turn.wrapUp && (control.draining || control.softReached));
     if (!moot()) await pause(waitMs, turn.signal);
     if (moot()) return;

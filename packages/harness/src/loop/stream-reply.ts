@@ -9,7 +9,7 @@ import type { AgentDefinition } from "../library/agent.ts";
 import { applyPolicies, type ChainAnswer } from "../policy/policy.ts";
 import { type MoneyBudget, type Permit, permitCall } from "./budget.ts";
 import type { NewEvent } from "./events.ts";
-import { plainReply, toUsd } from "./fold.ts";
+import { paused, plainReply, toUsd } from "./fold.ts";
 
 export interface ReplyOptions extends DoorOptions {
   agent: AgentDefinition;
@@ -36,19 +36,26 @@ export type Refusal = Exclude<Permit, { ok: true }>;
 const wrapUpTokens = 1024;
 
 /**
- * Returns the failure, or nothing once the reply is recorded. Throws only what an `append` or a callback threw; the call is
- * aborted by then.
+ * Returns nothing once the reply is recorded, or once `onFailure` has dealt with its failure: by then the money for it is still set aside, so that an event
+ * that tells of the failure can charge it. Throws only what an `append` or a callback threw; the call is aborted by then.
  */
-export async function streamReply(loop: ReplyOptions, turn: Turn): Promise<ModelFailure | Refusal | undefined> {
+export async function streamReply(
+  loop: ReplyOptions,
+  turn: Turn,
+  onFailure: (failure: ModelFailure, reservedNanos: number | undefined) => Promise<void>,
+): Promise<Refusal | undefined> {
   const request = requestOf(loop, turn);
   const permit = await permitCall(loop, request, turn.wrapUp !== undefined);
   if (!permit.ok) return permit;
   if (permit.maxOutputTokens !== undefined) request.maxOutputTokens = permit.maxOutputTokens;
-  let costNanos = 0;
+  let costNanos: number | null = 0;
   try {
     const result = await stream(loop, turn, request);
-    if (!result.ok) return result;
-    costNanos = result.costNanos ?? 0;
+    if (result.ok) costNanos = result.costNanos;
+    else {
+      costNanos = result.spent ? result.spent.costNanos : 0;
+      await onFailure(result, permit.nanos);
+    }
     return;
   } finally {
     // Without its log this owner must not write at all; what is set aside comes back by itself.
@@ -82,7 +89,7 @@ async function stream(loop: ReplyOptions, turn: Turn, request: ModelRequest): Pr
         recording = undefined;
       });
   }, loop.partialEveryMs ?? 5000);
-  const result = await callOrAbort(loop, request, turn.signal, (delta) => {
+  const answered = await callOrAbort(loop, request, turn.signal, (delta) => {
     text += delta;
     try {
       if (!judged) loop.onText?.(delta);
@@ -93,8 +100,27 @@ async function stream(loop: ReplyOptions, turn: Turn, request: ModelRequest): Pr
   clearInterval(ticker);
   await recording;
   if (broken) throw broken.error;
+  const result = silence(loop, turn, answered);
   if (result.ok) await recordReply(loop, turn, result, { iteration, startedAt });
   return result;
+}
+
+/** A first reply that neither says nor calls anything is a failure, which passes mostly; it is paid for all the same. */
+function silence({ model, state }: ReplyOptions, turn: Turn, result: ModelResult): ModelResult {
+  if (!result.ok || turn.wrapUp || result.text.trim() !== "" || result.toolCalls.length > 0) return result;
+  if (result.finishReason !== "stop" && result.finishReason !== "tool-calls") return result;
+  if (state.turns.length > 0) return result;
+  const { usage, costNanos } = result;
+  const message = `${model.id} gave an empty answer`;
+  return {
+    ok: false,
+    code: "model_error",
+    retryable: true,
+    message,
+    text: "",
+    isAnswer: true,
+    spent: { usage, costNanos },
+  };
 }
 
 /** Whether a policy looks at what the model says. */
@@ -129,11 +155,30 @@ async function recordReply(
   const isAnswer = turn.wrapUp !== undefined || reply.toolCalls.length === 0;
   const held = action === "ask" && isAnswer && loop.asking === "park";
   const text = withheld ? "" : String(value);
-  // What a policy took out of the text must not come back in the provider's own form of it.
-  const messages = text === reply.text ? reply.messages : plainReply(text, reply.toolCalls);
+  const messages = text === reply.text ? reply.messages : rewritten(loop, reply, text, withheld);
   const event = replyEvent(loop, turn, { ...reply, text, messages }, about);
   if (event.type === "model.call") Object.assign(event.data, withheld && { withheld }, held && { held });
   await loop.append(event);
+}
+
+/**
+ * The provider's own form of a reply whose text a policy changed: each text part as the policies leave it, the others (signed thinking among them) as they are.
+ * What cannot be told apart so becomes plain.
+ */
+function rewritten(loop: ReplyOptions, reply: ModelReply, text: string, withheld: boolean): ModelMessage[] {
+  const plain = plainReply(text, reply.toolCalls);
+  let left = "";
+  const messages = reply.messages.map((message): ModelMessage => {
+    if (message.role !== "assistant" || typeof message.content === "string") return message;
+    const content = message.content.flatMap((part): typeof message.content => {
+      if (part.type !== "text") return [part];
+      const kept = withheld ? "" : String(judge(loop, part.text).value);
+      left += kept;
+      return kept === "" ? [] : [{ ...part, text: kept }];
+    });
+    return { ...message, content };
+  });
+  return left === text ? messages.filter(({ content }) => content.length > 0) : plain;
 }
 
 /** The model's answer, or a failure the moment the signal aborts: a model that ignores it does not hold the run; its answer is dropped. */
@@ -156,10 +201,15 @@ async function callOrAbort(
   const abort = () => aborted.resolve(failed("aborted", "the model call was aborted"));
   signal.addEventListener("abort", abort);
   if (signal.aborted) abort();
+  // Half of a surrogate pair is no character: it waits for its other half.
+  let half = "";
   const take = (delta: string) => {
     if (over) return;
     text += delta;
-    onText(delta);
+    const whole = half + delta;
+    half = /[\ud800-\udbff]$/.test(whole) ? whole.slice(-1) : "";
+    const out = half === "" ? whole : whole.slice(0, -1);
+    if (out !== "") onText(out);
   };
   try {
     const call = model.call(request, { signal, onText: take });
@@ -193,6 +243,10 @@ function requestOf({ state: { input }, agent, toolbox }: ReplyOptions, turn: Tur
   };
 }
 
+/** Anthropic breaks off long turns of its own tools, to have them sent back. */
+const isPause = ({ rawFinishReason, toolCalls }: ModelReply): boolean =>
+  rawFinishReason === "pause_turn" && toolCalls.length === 0;
+
 function replyEvent(
   { model }: ReplyOptions,
   { wrapUp }: Turn,
@@ -209,7 +263,9 @@ function replyEvent(
       text: reply.text,
       tool_calls: calls,
       ...(!plain && !wrapUp && { messages: reply.messages }),
-      finish_reason: reply.finishReason,
+      finish_reason: isPause(reply) ? paused : reply.finishReason,
+      ...(reply.rawFinishReason !== undefined &&
+        reply.rawFinishReason !== reply.finishReason && { raw_finish_reason: reply.rawFinishReason.slice(0, 100) }),
       usage: reply.usage,
       cost_usd: reply.costNanos === null ? null : toUsd(reply.costNanos),
       duration_ms: Math.round(performance.now() - startedAt),

@@ -20,7 +20,7 @@ import {
   throughOutages,
 } from "@drover/storage";
 import { isCapped, payAccounts } from "../money/budget-sql.ts";
-import { byKey } from "../moves/moved.ts";
+import { byKey, ofAnyLength } from "../moves/moved.ts";
 
 /** What this code reads and writes; a worker claims only runs of this version or older. */
 export const logVersion = 1;
@@ -159,7 +159,7 @@ async function appendAll(db: Queryable, ops: EncodedAppend[]): Promise<(Appended
               bool_or(unknown) AS unknown, sum(tin) AS tin, sum(tout) AS tout, sum(tcached) AS tcached, bool_or(settles) AS settles,
               max(worker) AS worker, max(last_seq) AS last_seq, (array_agg(user_code ORDER BY n DESC))[1] AS user_code, array_agg(event_id ORDER BY n) AS event_ids, array_agg(type ORDER BY n) AS types, array_agg(data ORDER BY n) AS datas,
               array_agg(audit ORDER BY n) AS audits, array_agg(question ORDER BY n) AS questions
-       FROM brief, unnest($1::uuid[], $2::int[], $3::uuid[], $4::text[], $5::text[], $6::int[], $7::int[], $8::bigint[],
+       FROM brief, unnest(${ofAnyLength("$1")}, $2::int[], $3::uuid[], $4::text[], $5::text[], $6::int[], $7::int[], $8::bigint[],
                    $9::boolean[], $10::bigint[], $11::bigint[], $12::bigint[], $13::text[], $14::text[], $15::boolean[],
                    $16::text[], $17::int[], $18::boolean[])
          WITH ORDINALITY AS i(id, epoch, event_id, type, data, steps, iterations, cost, unknown, tin, tout, tcached, audit, question, settles,
@@ -274,11 +274,13 @@ async function readBack(db: Queryable, ops: EncodedAppend[]): Promise<(Appended 
 function totalsOf(event: NewEvent) {
   const none = { steps: 0, iterations: 0, costNanos: 0, costUnknown: false, input: 0, output: 0, cached: 0 };
   if (event.type === "tool.result") return { ...none, steps: 1 };
-  if (event.type !== "model.call") return none;
-  const { usage, cost_usd, wrap_up } = event.data;
+  if (event.type !== "model.call" && event.type !== "model.failed") return none;
+  const { usage, cost_usd } = event.data;
+  if (cost_usd === undefined) return none;
   return {
-    steps: 1,
-    iterations: wrap_up ? 0 : 1,
+    ...none,
+    steps: event.type === "model.call" ? 1 : 0,
+    iterations: event.type === "model.call" && !event.data.wrap_up ? 1 : 0,
     costNanos: cost_usd === null ? 0 : toNanos(cost_usd),
     costUnknown: cost_usd === null,
     ...usage,

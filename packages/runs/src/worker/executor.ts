@@ -194,7 +194,9 @@ export class Executor {
       partialEveryMs,
       now: () => run.claimedAtMs + (performance.now() - startedAt),
       append: async (event, audit) => {
-        const settles = budget.held && event.type === "model.call";
+        const isPaid =
+          event.type === "model.call" || (event.type === "model.failed" && event.data.cost_usd !== undefined);
+        const settles = budget.held && isPaid;
         if (event.type === "model.call") open = event.data.tool_calls.length;
         else if (event.type === "tool.result") open--;
         const userCode = open > 0 || way.policies.length > 0;
