@@ -11,6 +11,8 @@ import { isStale, NamingClient, StatementNames } from "./prepared.ts";
 
 /** Nothing came back for so long: ask. */
 const suspectAfterMs = 200;
+/** The same while nobody waits for an answer, between two statements of a transaction. */
+const idleSuspectAfterMs = 2000;
 /** An answer to `SELECT 1` takes no longer, on the busiest machine; while away, how long a connection attempt is worth waiting for. */
 const answerWithin = { suspected: 500, away: 1000 };
 /** Between two attempts while Postgres is away. */
@@ -155,14 +157,28 @@ export class SilencePool extends pg.Pool {
     return !this.ended && (this.totalCount > this.idleCount || this.waitingCount > 0);
   }
 
+  /** Somebody waits for an answer, or for a connection. One that is out and idle, as a leader's is mostly, waits for nothing. */
+  get #expecting(): boolean {
+    if (this.waitingCount > 0) return true;
+    for (const client of this.#clients) if (!(client as { readyForQuery?: boolean | null }).readyForQuery) return true;
+    return false;
+  }
+
   /** Runs while something is out. */
   async #watch(): Promise<void> {
     if (this.#watching) return;
     this.#watching = true;
+    let silentMs = 0;
     while (this.#busy) {
       const answers = this.#answers;
       await pause(suspectAfterMs);
-      if (this.#answers !== answers || !this.#busy) continue;
+      if (this.#answers !== answers || !this.#busy) {
+        silentMs = 0;
+        continue;
+      }
+      silentMs += suspectAfterMs;
+      if (!this.#expecting && silentMs < idleSuspectAfterMs) continue;
+      silentMs = 0;
       if ((await this.#isAnswered(answerWithin.suspected)) || this.#answers !== answers) continue;
       await this.#beAway();
     }

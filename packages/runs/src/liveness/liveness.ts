@@ -108,7 +108,7 @@ export async function startLiveness(options: LivenessOptions): Promise<Liveness>
     memory: memory.buffer,
   };
   memory.beatPulse();
-  const pulse = watchdogMs === undefined ? undefined : setInterval(() => memory.beatPulse(), watchdogMs / 100).unref();
+  const pulse = watchdogMs === undefined ? undefined : setInterval(() => memory.beatPulse(), watchdogMs / 25).unref();
   const thread = new Worker(new URL("./thread.ts", import.meta.url), { workerData: data });
   const halfLease = BigInt(Math.round(options.leaseMs * 1e6)) / 2n;
   const beats = new EventEmitter().setMaxListeners(0);
