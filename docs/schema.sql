@@ -192,6 +192,7 @@ CREATE TABLE endpoints (
   may_decide boolean DEFAULT false NOT NULL,
   failing_since timestamp(3) with time zone,
   failed_messages uuid[] DEFAULT '{}'::uuid[] NOT NULL,
+  named_by text,
   CONSTRAINT endpoints_pkey PRIMARY KEY (id),
   CONSTRAINT endpoints_tenant_fkey FOREIGN KEY (tenant) REFERENCES tenants(id),
   CONSTRAINT endpoints_failing CHECK (((failing_since IS NULL) = (failed_messages = '{}'::uuid[])))

@@ -10,7 +10,7 @@ beforeAll(async () => {
 afterEach(async () => {
   world.models.reset();
   world.done.length = 0;
-  await world.call("PUT", "/budget", { body: { day_usd: null, month_usd: null, session_usd: null } });
+  await world.call("PUT", "/budget", { body: { day_usd: null, month_usd: null } });
 });
 afterAll(() => world.close());
 
@@ -27,17 +27,8 @@ describe("a tenant's budget", () => {
       month_usd: 0,
       session_usd: null,
     });
-    expect((await put({ session_usd: 0.000001 })).body).toMatchObject({
-      day_usd: 2.5,
-      month_usd: 0,
-      session_usd: 0.000001,
-    });
-    expect((await put({ month_usd: null })).body).toMatchObject({
-      day_usd: 2.5,
-      month_usd: null,
-      session_usd: 0.000001,
-    });
-    expect((await world.get("/budget")).body).toMatchObject({ day_usd: 2.5, month_usd: null, session_usd: 0.000001 });
+    expect((await put({ month_usd: null })).body).toMatchObject({ day_usd: 2.5, month_usd: null });
+    expect((await world.get("/budget")).body).toMatchObject({ day_usd: 2.5, month_usd: null, session_usd: null });
   });
 
   test("shows what runs have cost", async () => {

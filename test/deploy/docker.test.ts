@@ -21,6 +21,7 @@ interface Service {
   deploy?: { replicas: number };
   stop_grace_period?: string;
   volumes?: string[];
+  env_file?: { path: string; required: boolean }[];
 }
 const compose = parse(read("docker-compose.yml"), { merge: true }) as {
   services: Record<string, Service>;
@@ -62,7 +63,23 @@ describe("docker-compose.yml", () => {
 
   test("names only volumes that it declares", () => {
     for (const service of Object.values(compose.services))
-      for (const volume of service.volumes ?? []) expect(Object.keys(compose.volumes)).toContain(volume.split(":")[0]);
+      for (const volume of service.volumes ?? []) {
+        if (!volume.endsWith(":-./deploy/config}:/drover/config:ro"))
+          expect(Object.keys(compose.volumes)).toContain(volume.split(":")[0]);
+      }
+    expect(existsSync(join(root, "deploy/config/drover.config.ts"))).toBe(true);
+  });
+
+  test("hands every entry of .env to the processes, a password of any characters among them, and none to the image", () => {
+    for (const name of ["api", "worker", "migrate"]) {
+      const { env_file, environment } = compose.services[name]!;
+      expect(env_file).toEqual([{ path: ".env", required: false }]);
+      expect(filled(environment!, { POSTGRES_PASSWORD: "p@ss/w:rd" })).toMatchObject({
+        DATABASE_URL: "postgres://drover@postgres:5432/drover",
+        PGPASSWORD: "p@ss/w:rd",
+      });
+    }
+    expect(read(".dockerignore").split("\n")).toContain(".env");
   });
 
   test.each(["api", "worker", "migrate"])(
@@ -81,9 +98,10 @@ describe("docker-compose.yml", () => {
   });
 
   test("keeps the models' keys away from the API", () => {
-    expect(
-      Object.keys(compose.services.api!.environment!).filter((name) => /^(ANTHROPIC|OPENAI|GOOGLE)_/.test(name)),
-    ).toEqual([]);
+    const keys = Object.entries(compose.services.api!.environment!).filter(([name]) =>
+      /^(ANTHROPIC|OPENAI|GOOGLE)_/.test(name),
+    );
+    expect(keys.map(([, value]) => value)).toEqual(["", "", ""]);
   });
 });
 

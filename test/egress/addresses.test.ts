@@ -133,7 +133,7 @@ describe("validateUrl", () => {
     ["", "must be an absolute URL"],
     ["/hook", "must be an absolute URL"],
     ["http://", "must be an absolute URL"],
-    ["http://exa mple.com/", "must be an absolute URL"],
+    ["http://exa mple.com/", "must not contain blanks or control characters"],
     ["http://1.2.3.4.5/", "must be an absolute URL"],
     ["ftp://example.com/", "must be an http or https URL"],
     ["file:///etc/passwd", "must be an http or https URL"],

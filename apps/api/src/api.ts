@@ -44,7 +44,8 @@ const prepareEveryMs = 1000;
  */
 export async function startApi(config: ApiProcessConfig, deps: ApiDeps = {}): Promise<Api> {
   const logger = deps.logger ?? createLogger({ name: "api", level: config.LOG_LEVEL });
-  for (const secret of [config.METRICS_TOKEN, new URL(config.DATABASE_URL).password]) addSecret(secret);
+  for (const secret of [config.METRICS_TOKEN, new URL(config.DATABASE_URL).password, process.env.PGPASSWORD])
+    addSecret(secret);
   collectProcessMetrics();
   const directUrl = config.DATABASE_DIRECT_URL ?? config.DATABASE_URL;
   const pool = openPool({

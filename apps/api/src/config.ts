@@ -25,11 +25,6 @@ export const apiConfig = z.object({
     .refine(isWebhookSecret, "must be whsec_ and the base64 of 24 to 64 bytes")
     .optional()
     .describe("webhook secret of tenant `default` at its first start (random)"),
-  DROVER_APPROVE_OWN: z
-    .enum(["true", "false"], { error: "must be true or false" })
-    .default("true")
-    .transform((text) => text === "true")
-    .describe("whether a key may decide about runs that it submitted itself"),
   METRICS_TOKEN: z.string().min(1).optional().describe("bearer token that `/metrics` then asks for"),
   LOG_LEVEL: z
     .enum(["trace", "debug", "info", "warn", "error", "fatal", "silent"])

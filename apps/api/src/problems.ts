@@ -23,7 +23,7 @@ export function explain(
   error: unknown,
   request: FastifyRequest,
 ): { problem: Problem; retryAfter?: number } {
-  const known = toDroverError(error);
+  const known = named(toDroverError(error), request);
   const problem = toProblem(known.code, known.message, request.id, known.errors);
   if (problem.status >= 500) {
     const about = {
@@ -37,6 +37,13 @@ export function explain(
     else logger.info({ reason: (error as Error).message, ...about }, "a request was turned away");
   }
   return { problem, ...(known.retryAfterSeconds !== undefined && { retryAfter: known.retryAfterSeconds }) };
+}
+
+/** What was asked for, where it is not there. */
+function named(error: DroverError, request: FastifyRequest): DroverError {
+  const { id } = (request.params ?? {}) as { id?: string };
+  if (error.code !== "not_found" || id === undefined || !error.message.startsWith("There is no such")) return error;
+  return new DroverError("not_found", `${error.message.slice(0, -1)}: ${id.slice(0, 100)}`);
 }
 
 function answerProblem(reply: FastifyReply, problem: Problem, retryAfter?: number): void {
@@ -81,6 +88,9 @@ function toDroverError(error: unknown): DroverError {
     return new DroverError(error.code, error.message, { retryAfterSeconds });
   }
   const fault = faultOf(error);
+  // What the checks of the routes let through, and Postgres does not take.
+  if (fault === "data")
+    return new DroverError("invalid_input", "The request has text or a number that cannot be kept.", { cause: error });
   if (fault === "unavailable" || fault === "conflict")
     return new DroverError(
       "service_unavailable",

@@ -5,11 +5,13 @@ import { DroverError, plannedFields, toProblem } from "@drover/protocol";
 import { orderRinger } from "@drover/runs";
 import { metrics } from "@drover/telemetry";
 import fastify, { type FastifyBaseLogger, LogController, type onRequestHookHandler } from "fastify";
-import type { z } from "zod";
+import { z } from "zod";
 import { authentication } from "./auth.ts";
+import { requireKept, textOf, unstorable } from "./body.ts";
 import type { App, Context, Services } from "./context.ts";
 import { KeyRing } from "./keys.ts";
 import { registerOpenApi } from "./openapi.ts";
+import { frontPage, pageHeaders } from "./pages.ts";
 import { invalid, problemContentType, sendProblem, toFieldErrors, unknownField } from "./problems.ts";
 import { approvalRoutes } from "./routes/approvals.ts";
 import { artifactRoutes } from "./routes/artifacts.ts";
@@ -54,7 +56,7 @@ export async function buildServer(context: Context, services: () => Services | n
     genReqId: requestId,
     bodyLimit,
     requestTimeout: requestTimeoutMs,
-    exposeHeadRoutes: false,
+    exposeHeadRoutes: true,
     // What comes in on an open connection while the process stops is served; nothing new is accepted.
     return503OnClosing: false,
     routerOptions: { maxParamLength: 200 },
@@ -72,7 +74,11 @@ export async function buildServer(context: Context, services: () => Services | n
 
   app.setValidatorCompiler<z.ZodType>(({ schema, httpPart }) => (data) => {
     const parsed = schema.safeParse(data);
-    if (parsed.success) return { value: parsed.data };
+    if (parsed.success) {
+      // In a path it names nothing that exists.
+      const wrong = httpPart === "params" ? undefined : unstorable(parsed.data);
+      return wrong ? { error: invalid([wrong]) } : { value: parsed.data };
+    }
     if (httpPart === "body" && data === null)
       return { error: invalid([{ path: "", message: "is required, as application/json" }]) };
     return { error: invalid(toFieldErrors(parsed.error.issues, plannedFields)) };
@@ -88,10 +94,23 @@ export async function buildServer(context: Context, services: () => Services | n
 
   app.removeAllContentTypeParsers();
   const parseJson = app.getDefaultJsonParser("error", "error");
-  app.addContentTypeParser("application/json", { parseAs: "string" }, (request, body, done) => {
+  app.addContentTypeParser("application/json", { parseAs: "buffer" }, (request, body, done) => {
     // Clients that always name a type, with nothing to say.
-    if (body === "") done(null, undefined);
-    else parseJson(request, body as string, done);
+    if (body.length === 0) return done(null, undefined);
+    try {
+      const text = textOf(body as Buffer);
+      parseJson(request, text, (error, value) => {
+        if (error) return done(error);
+        try {
+          requireKept(text);
+          done(null, value);
+        } catch (refused) {
+          done(refused as Error);
+        }
+      });
+    } catch (refused) {
+      done(refused as Error);
+    }
   });
 
   app.addHook("onRequest", (request, reply, done) => {
@@ -102,13 +121,20 @@ export async function buildServer(context: Context, services: () => Services | n
   app.addHook("onResponse", (request, reply, done) => {
     const route = request.routeOptions.url ?? "none";
     metrics.httpDuration.observe({ method: request.method, route, status: reply.statusCode }, reply.elapsedTime / 1000);
-    if (request.method !== "GET" && reply.statusCode < 300) wrote();
+    if (request.method !== "GET" && request.method !== "HEAD" && reply.statusCode < 300) wrote();
     done();
   });
 
+  pageHeaders(app);
   await registerOpenApi(app, version);
   app.decorateRequest("caller", undefined as never);
   operateRoutes(app, context, services);
+  app.get("/", { schema: { hide: true } }, (_request, reply) =>
+    reply
+      .header("content-type", "text/html; charset=utf-8")
+      .serializer(String)
+      .send(frontPage(version) as never),
+  );
   const authenticate = authentication(new KeyRing(context.pool));
   const comeIn: onRequestHookHandler = (request, reply, done) => {
     if (services()) authenticate(request, reply, done);
@@ -117,8 +143,10 @@ export async function buildServer(context: Context, services: () => Services | n
   await app.register(async (scope) => {
     const api = scope as App;
     api.addHook("onRoute", (route) => {
+      // What a route does not know is refused, whatever its method.
+      route.schema = { ...route.schema, querystring: route.schema?.querystring ?? noParameters };
       if (!route.config?.scope) throw new Error(`route ${String(route.method)} ${route.url} has no scope`);
-      if (route.method !== "GET" && !route.schema?.body) route.preValidation = refuseBody;
+      if (route.method !== "GET" && route.method !== "HEAD" && !route.schema?.body) route.preValidation = refuseBody;
     });
     api.addHook("onRequest", comeIn);
     submitRoutes(api, context);
@@ -138,6 +166,8 @@ export async function buildServer(context: Context, services: () => Services | n
   const showQueue = await boardRoutes(app, context, comeIn);
   return { app, showQueue: ({ queue }) => showQueue(queue) };
 }
+
+const noParameters = z.strictObject({});
 
 const notReady = () =>
   new DroverError("service_unavailable", "The service is starting: its database is not ready. See /ready.");

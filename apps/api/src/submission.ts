@@ -45,9 +45,9 @@ export function toBatchSubmission(body: SubmitBatchBody, caller: Caller, install
 /** A batch's defaults as an item takes them. Its callback hears of the items only as far as its `events` name them. */
 function itemDefaults(shared: Omit<SubmitBatchBody, "queries">): Omit<SubmitBody, "query"> {
   const { events, callback_url, ...rest } = shared;
-  const ofItems = events?.filter((type) => type !== "batch.completed");
-  if (callback_url === undefined || ofItems?.length === 0) return rest;
-  return { ...rest, callback_url, ...(ofItems && { events: ofItems }) };
+  const ofItems = events?.filter((type) => type !== "batch.completed") ?? [];
+  if (callback_url === undefined || ofItems.length === 0) return rest;
+  return { ...rest, callback_url, events: ofItems };
 }
 
 /** `own`: the fields that are the item's own. Only these are blamed on it; wrong defaults were reported once. */

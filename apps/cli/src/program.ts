@@ -1,14 +1,17 @@
 /** Every command with its options and help. What a command does is loaded when it is used, so that `--help` is quick. */
+import { createRequire } from "node:module";
 import { Command, InvalidArgumentError, Option } from "commander";
 import type { DroverClient } from "./client/http.ts";
 import type { LookOptions } from "./client/look.ts";
 import { exitCodes, exitMeanings } from "./exit.ts";
 
+const { version } = createRequire(import.meta.url)("../package.json") as { version: string };
+
 /** `onExit` gets the code of the command that ran. */
 export function createProgram(onExit: (code: number) => void): Command {
   const program = new Command("drover")
     .description("Background jobs for AI agents: durable runs, limits, retries, signed webhooks.")
-    .version("0.1.0")
+    .version(version)
     .exitOverride()
     .showHelpAfterError("(--help shows how it is used)")
     .configureHelp({ sortSubcommands: false, helpWidth: Math.min(process.stdout.columns ?? 100, 110) })
@@ -349,7 +352,6 @@ function clientCommands(program: Command, run: Run): void {
     .option("--actions <points>", "with --run: points its tool calls may take together", number)
     .option("--day <usd>", "of all runs in a UTC day; none: no cap", usdOrNone)
     .option("--month <usd>", "of all runs in a UTC month; none: no cap", usdOrNone)
-    .option("--session <usd>", "of all runs of one session; none: no cap", usdOrNone)
     .addHelpText(
       "after",
       examples("drover budget", "drover budget --day 50 --month none", "drover budget --run run_0193… --max-cost 2.50"),

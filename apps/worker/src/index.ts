@@ -25,7 +25,7 @@ import { addSecret, createLogger, type Logger, metrics } from "@drover/telemetry
 import { builtinTools } from "@drover/tools";
 import { workerConfig } from "./config.ts";
 import { defaultMemoryLimit, watchMemory } from "./memory.ts";
-import { countRuns } from "./observe.ts";
+import { type ConfiguredNames, runCounter } from "./observe.ts";
 import { startPort } from "./port.ts";
 
 export interface WorkerProcess {
@@ -58,7 +58,8 @@ const memoryPatienceMs = 10_000;
 export async function startWorkerProcess(env: Record<string, string | undefined>): Promise<WorkerProcess> {
   const config = loadConfig(workerProcessConfig, env);
   const directUrl = config.DATABASE_DIRECT_URL ?? config.DATABASE_URL;
-  for (const secret of [new URL(config.DATABASE_URL).password, config.METRICS_TOKEN]) addSecret(secret);
+  for (const secret of [new URL(config.DATABASE_URL).password, process.env.PGPASSWORD, config.METRICS_TOKEN])
+    addSecret(secret);
   // Line by line: a log line has no line break.
   for (const line of config.DROVER_AUDIT_KEY?.split("\n") ?? []) addSecret(line.trim());
   const logger = createLogger({ name: "worker", level: config.LOG_LEVEL });
@@ -70,7 +71,8 @@ export async function startWorkerProcess(env: Record<string, string | undefined>
     processes: config.TOOL_PROCESSES,
     log: ({ runId: run, text, ...of }) => logger.info({ ...(run && { run }), ...of }, text),
   });
-  const agents = agentSource(file, models, new ToolRegistry([...builtins, ...(file.tools ?? [])], isolation), logger);
+  const registry = new ToolRegistry([...builtins, ...(file.tools ?? [])], isolation);
+  const agents = agentSource(file, models, registry, logger);
 
   const pool = openPool({
     url: config.DATABASE_URL,
@@ -95,6 +97,7 @@ export async function startWorkerProcess(env: Record<string, string | undefined>
     egress,
     logger,
     publicUrl: config.DROVER_PUBLIC_URL,
+    approveOwn: config.DROVER_APPROVE_OWN,
     concurrency: config.DELIVERY_CONCURRENCY,
     perDestination: config.DELIVERY_PER_DESTINATION,
     onRing: (nudge) => signals.onRing("delivery", nudge),
@@ -120,7 +123,7 @@ export async function startWorkerProcess(env: Record<string, string | undefined>
     retention: retentionOf(config),
     partialEveryMs: config.PARTIAL_EVERY_SECONDS * 1000,
     workspaces: resolve(config.DROVER_WORKSPACES),
-    observe: countRuns,
+    observe: runCounter(configuredNames(file, models, registry)),
     onSettled: () => delivery.nudge(),
   });
   isolation.warmUp();
@@ -168,6 +171,20 @@ export async function startWorkerProcess(env: Record<string, string | undefined>
       })();
       return stopped;
     },
+  };
+}
+
+function configuredNames(
+  file: LoadedConfig,
+  models: ReturnType<typeof createModels>,
+  registry: ToolRegistry,
+): ConfiguredNames {
+  const agents = Object.entries(file.agents);
+  const named = agents.flatMap(([, { model }]) => (model === undefined ? [] : [model]));
+  return {
+    agents: new Set(agents.map(([name]) => name)),
+    models: new Set([...models.known, models.default, ...named]),
+    tools: new Set(registry.names),
   };
 }
 

@@ -24,6 +24,8 @@ interface Source {
   blobs: Blobs;
   /** What links to questions begin with; without it there are none. */
   publicUrl: string | undefined;
+  /** Whether links may go to an address that the run's own submitter has named (default yes). */
+  approveOwn?: boolean | undefined;
 }
 
 export interface MessageBody {
@@ -76,12 +78,15 @@ async function runData({ db, blobs }: Source, tenant: string, id: string): Promi
   };
 }
 
-async function endpointDecides(db: Queryable, tenant: string, id: string): Promise<boolean> {
-  const { rows } = await db.query<{ may_decide: boolean }>(
-    "SELECT may_decide FROM endpoints WHERE tenant = $1 AND id = $2",
+/** `submitter`: whom its address must not be named by. */
+async function endpointDecides(db: Queryable, tenant: string, id: string, submitter?: string | null): Promise<boolean> {
+  const { rows } = await db.query<{ may_decide: boolean; named_by: string | null }>(
+    "SELECT may_decide, named_by FROM endpoints WHERE tenant = $1 AND id = $2",
     [tenant, id],
   );
-  return rows[0]?.may_decide ?? false;
+  const { may_decide = false, named_by = null } = rows[0] ?? {};
+  if (submitter === undefined) return may_decide;
+  return may_decide && named_by !== null && named_by !== submitter;
 }
 
 /**
@@ -89,7 +94,7 @@ async function endpointDecides(db: Queryable, tenant: string, id: string): Promi
  * of the callback.
  */
 async function waitingData(
-  { db, blobs, publicUrl }: Source,
+  { db, blobs, publicUrl, approveOwn = true }: Source,
   message: Message & { runId: string; seq: number },
 ): Promise<object | null> {
   const { tenant, runId, seq } = message;
@@ -101,7 +106,7 @@ async function waitingData(
   const mayDecide =
     message.endpointId === null
       ? first.data.callback_decides === true
-      : await endpointDecides(db, tenant, message.endpointId);
+      : await endpointDecides(db, tenant, message.endpointId, approveOwn ? undefined : run.submittedBy);
   const linkTo = publicUrl !== undefined && mayDecide ? await linkMaker(db, tenant, publicUrl) : undefined;
   return {
     task_id: toWireId("run", run.id),

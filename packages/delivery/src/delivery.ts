@@ -24,6 +24,8 @@ export interface DeliveryOptions {
   metrics?: DeliveryMetrics;
   /** Where people reach the service: messages of waiting runs carry links to decide (default: they carry none). */
   publicUrl?: string | undefined;
+  /** Whether links to decide may go where the run's own submitter said (default yes). */
+  approveOwn?: boolean;
   /** Requests under way at once (default 200). */
   concurrency?: number;
   /** Of these, to one destination (default 8): an endpoint, or the callbacks of one tenant to one origin. */
@@ -154,7 +156,7 @@ export function createDelivery(options: DeliveryOptions): Delivery {
   async function build(delivery: ClaimedDelivery): Promise<string | { result: "retry" | "failed"; error: string }> {
     try {
       const signal = AbortSignal.any([cut.signal, AbortSignal.timeout(buildMs)]);
-      const source = { db: pool, blobs, publicUrl: options.publicUrl };
+      const source = { db: pool, blobs, publicUrl: options.publicUrl, approveOwn: options.approveOwn };
       const body = await throughOutages(() => messageBody(source, delivery), signal);
       return body ? JSON.stringify(body) : { result: "failed", error: "what this message is about no longer exists" };
     } catch (error) {

@@ -45,11 +45,18 @@ function toEndpoint(row: EndpointRow): Endpoint {
 export async function createEndpoint(
   db: Queryable,
   tenant: string,
-  endpoint: { url: string; events?: readonly string[] | null; description?: string; mayDecide?: boolean },
+  endpoint: {
+    url: string;
+    events?: readonly string[] | null;
+    description?: string;
+    mayDecide?: boolean;
+    /** The key that names its address. */
+    namedBy?: string;
+  },
 ): Promise<Endpoint & { secret: string }> {
   const secret = newWebhookSecret();
   const { rows } = await db.query<EndpointRow>(
-    `INSERT INTO endpoints (id, tenant, url, events, description, secret, may_decide) VALUES ($1, $2, $3, $4, $5, $6, $7)
+    `INSERT INTO endpoints (id, tenant, url, events, description, secret, may_decide, named_by) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
      RETURNING ${columns}`,
     [
       uuidv7(),
@@ -59,6 +66,7 @@ export async function createEndpoint(
       endpoint.description ?? "",
       secret,
       endpoint.mayDecide ?? false,
+      endpoint.namedBy ?? null,
     ],
   );
   return { ...toEndpoint(rows[0]!), secret };
@@ -99,6 +107,8 @@ export interface EndpointPatch {
    * that it failed.
    */
   enabled?: boolean;
+  /** The key that names a new URL. */
+  namedBy?: string;
 }
 
 /** Changes an endpoint; null when the tenant has none of that id. */
@@ -113,6 +123,7 @@ export async function updateEndpoint(
        UPDATE endpoints SET
          url = coalesce($3, url),
          may_decide = may_decide AND ($3::text IS NULL OR $3 = url OR $8),
+         named_by = CASE WHEN $3 <> url THEN $9 ELSE named_by END,
          events = CASE WHEN $4 THEN $5::text[] ELSE events END,
          description = coalesce($6, description),
          enabled = coalesce($7, enabled),
@@ -131,6 +142,7 @@ export async function updateEndpoint(
       patch.description ?? null,
       patch.enabled ?? null,
       patch.mayDecide ?? false,
+      patch.namedBy ?? null,
     ],
   );
   return rows[0] ? toEndpoint(rows[0]) : null;

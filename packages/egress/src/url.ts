@@ -22,9 +22,13 @@ export function requireUrl(url: string, allow: readonly Cidr[]): URL {
 }
 
 function checkUrl(text: string, allow: readonly Cidr[]): URL | string {
+  // What `URL` mends in silence is a slip more often than it is meant.
+  if (hasBlank(text)) return "must not contain blanks or control characters";
   if (!URL.canParse(text)) return "must be an absolute URL";
   const url = new URL(text);
   if (url.protocol !== "http:" && url.protocol !== "https:") return "must be an http or https URL";
+  if (!/^https?:\/\/[^/\\?#]/i.test(text)) return "must name a host, as in https://example.com/path";
+  if (url.hostname === "unix" || url.port === "0") return "must name a host and a port that can be reached";
   if (url.username !== "" || url.password !== "") return "must not contain a user name or a password";
   const host = bareHost(url.hostname);
   const isLocalName = /(^|\.)localhost\.?$/.test(host);
@@ -33,6 +37,14 @@ function checkUrl(text: string, allow: readonly Cidr[]): URL | string {
     return "must not point to a private or reserved address";
   }
   return url;
+}
+
+function hasBlank(text: string): boolean {
+  for (let at = 0; at < text.length; at++) {
+    const code = text.charCodeAt(at);
+    if (code <= 0x20 || code === 0x7f || code === 0xa0) return true;
+  }
+  return !text.isWellFormed();
 }
 
 /** `[::1]` -> `::1`; every other spelling of an IP address was already made plain by `URL`. */

@@ -41,23 +41,30 @@ export function plan(query: string): PlannedCall[][] {
 /** A rule by pattern; what it matched is blanked out, so that no later rule sees it again. */
 function byPattern(pattern: RegExp, calls: (match: RegExpExecArray) => PlannedCall[]): Rule {
   return (text) => {
-    let rest = text;
+    const rest: string[] = [];
+    let end = 0;
     const found: Found[] = [];
     for (const match of text.matchAll(pattern)) {
-      const made = calls(match);
+      const made = found.length < mostCalls ? calls(match) : [];
       if (made.length === 0) continue;
       found.push(...made.map((call, n) => ({ ...call, at: match.index + n / mostCalls })));
-      rest = blank(rest, match.index, match[0].length);
+      rest.push(text.slice(end, match.index), "\0".repeat(match[0].length));
+      end = match.index + match[0].length;
     }
-    return { found, rest };
+    rest.push(text.slice(end));
+    return { found, rest: rest.join("") };
   };
 }
 
-const blank = (text: string, at: number, length: number): string =>
-  text.slice(0, at) + "\0".repeat(length) + text.slice(at + length);
+/** Without these characters at its end. A pattern for it would look again from each of them. */
+function trimmedEnd(text: string, characters: string): string {
+  let end = text.length;
+  while (end > 0 && characters.includes(text[end - 1]!)) end--;
+  return text.slice(0, end);
+}
 
 const urls = byPattern(/https?:\/\/[^\s<>"'`]+/gi, ([match]) => {
-  const url = match.replace(/[.,;:!?)\]}]+$/, "");
+  const url = trimmedEnd(match, ".,;:!?)]}");
   return [{ tool: "http_get", input: { url }, label: `get ${url}` }];
 });
 
@@ -77,7 +84,7 @@ const lists = byPattern(
     "gi",
   ),
   ([, folder]) => {
-    const where = folder && !/^(?:workspace|there|here|the)$/i.test(folder) ? folder.replace(/[./]+$/, "") : undefined;
+    const where = folder && !/^(?:workspace|there|here|the)$/i.test(folder) ? trimmedEnd(folder, "./") : undefined;
     const label = where ? `list files in ${where}` : "list files";
     return [{ tool: "file_list", input: where ? { path: where } : {}, label }];
   },
@@ -91,7 +98,7 @@ const reads = byPattern(
   ),
   ([match, named]) =>
     [...match.matchAll(new RegExp(path, "g"))]
-      .map(([name]) => name.replace(/\.+$/, ""))
+      .map(([name]) => trimmedEnd(name, "."))
       .slice(1)
       .filter((name) => /[./]/.test(name) || (named && !/^(?:me|the|my|and|files?)$/i.test(name)))
       .map((name) => ({ tool: "file_read", input: { path: name }, label: `read ${name}` })),
@@ -137,12 +144,14 @@ const arithmetic: Rule = (text) => {
 
 /** The run without what dangles at its ends; undefined when it is no calculation (one number, a date, bad parentheses). */
 function expressionOf(all: string[]): string | undefined {
-  const pieces = [...all];
-  while (pieces.length > 0 && !/[\d(-]/.test(pieces[0]!)) pieces.shift();
-  while (pieces.length > 0 && !/[\d)]$/.test(pieces.at(-1)!)) pieces.pop();
-  const count = (paren: string) => pieces.filter((piece) => piece === paren).length;
-  while (pieces[0] === "(" && count("(") > count(")")) pieces.shift();
-  while (pieces.at(-1) === ")" && count(")") > count("(")) pieces.pop();
+  let first = 0;
+  let end = all.length;
+  while (first < end && !/[\d(-]/.test(all[first]!)) first++;
+  while (first < end && !/[\d)]$/.test(all[end - 1]!)) end--;
+  const count = (paren: string) => all.slice(first, end).filter((piece) => piece === paren).length;
+  for (let spare = count("(") - count(")"); spare > 0 && all[first] === "("; spare--) first++;
+  for (let spare = count(")") - count("("); spare > 0 && all[end - 1] === ")"; spare--) end--;
+  const pieces = all.slice(first, end);
   const expression = pieces.join(" ").replaceAll("( ", "(").replaceAll(" )", ")");
   if (count("(") !== count(")") || /^\d{4} - \d{2} - \d{2}$/.test(expression)) return undefined;
   const numbers = pieces.filter((piece) => /^\d/.test(piece)).length;

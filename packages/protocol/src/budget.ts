@@ -50,10 +50,9 @@ export const setBudgetBody = z
   .strictObject({
     day_usd: caps.day_usd.optional(),
     month_usd: caps.month_usd.optional(),
-    session_usd: caps.session_usd.optional(),
   })
   .refine((change) => Object.keys(change).length > 0, {
-    error: "must change something: day_usd, month_usd or session_usd",
+    error: "must change something: day_usd or month_usd",
     when: ({ issues }) => issues.length === 0,
   })
   .describe("What is left out stays as it is.")

@@ -6,6 +6,7 @@ import { batchStatuses, runStatuses } from "./statuses.ts";
 /** Fields of the contract whose feature is not built yet: refused by name. */
 export const plannedFields: Record<string, string> = {
   session_id: "sessions are not available yet: leave it out, each query starts afresh",
+  session_usd: "sessions are not available yet, and so is their cap: leave it out",
 };
 
 /** The ends of a query: what a callback that names no events gets. */
@@ -21,7 +22,11 @@ export type MessageType = (typeof messageTypes)[number];
 const maxBatchItems = 10_000;
 const seconds = z.number().min(0.01).max(604_800);
 
-export const queryText = z.string().min(1).max(100_000);
+export const queryText = z
+  .string()
+  .max(100_000)
+  .refine((text) => text.trim() !== "", "must not be empty or blank")
+  .meta({ minLength: 1 });
 
 const eventsOf = <T extends readonly [string, ...string[]]>(types: T) =>
   z
@@ -36,8 +41,7 @@ const settings = {
     .max(64)
     .refine((name) => name !== "auto", "`auto` is not available yet: name an agent")
     .optional()
-    .describe("which agent runs it (default `default`)")
-    .meta({ default: "default" }),
+    .describe("which agent runs it (default `default`)"),
   context: shallow(z.record(z.string(), z.unknown())).optional().describe("data for the agent, any JSON object"),
   user_id: plainText(255).min(1).optional().describe("whom the query is for; returned everywhere, filterable"),
   system_prompt: z.string().min(1).max(100_000).optional().describe("in place of the agent's"),
@@ -49,13 +53,7 @@ const settings = {
     .describe("`provider/model`, in place of the agent's"),
   temperature: z.number().min(0).max(2).optional(),
   max_tokens: z.int().min(1).max(1_000_000).optional().describe("of one model reply"),
-  max_iterations: z
-    .int()
-    .min(1)
-    .max(50)
-    .optional()
-    .describe("model turns (default 10, or the agent's)")
-    .meta({ default: 10 }),
+  max_iterations: z.int().min(1).max(50).optional().describe("model turns (default 10, or the agent's)"),
   limits: z
     .strictObject({
       soft_seconds: seconds
@@ -91,25 +89,18 @@ const settings = {
         ),
     })
     .optional(),
-  priority: z.int().min(0).max(9).optional().describe("9 is the most urgent").meta({ default: 0 }),
-  delay_seconds: z
-    .number()
-    .min(0)
-    .max(2_592_000)
-    .optional()
-    .describe("start this much later, up to 30 days")
-    .meta({ default: 0 }),
+  priority: z.int().min(0).max(9).optional().describe("9 is the most urgent (default 0)"),
+  delay_seconds: z.number().min(0).max(2_592_000).optional().describe("start this much later, up to 30 days"),
   retry: z
     .strictObject({
-      max_attempts: z.int().min(1).max(10).optional().describe("tries of one step").meta({ default: 3 }),
+      max_attempts: z.int().min(1).max(10).optional().describe("tries of one step (default 3)"),
       backoff_ms: z
         .int()
         .min(0)
         .max(3_600_000)
         .optional()
-        .describe("before the second try; doubles, jittered")
-        .meta({ default: 1000 }),
-      max_backoff_ms: z.int().min(0).max(86_400_000).optional().meta({ default: 60_000 }),
+        .describe("before the second try (default 1,000); doubles, jittered"),
+      max_backoff_ms: z.int().min(0).max(86_400_000).optional().describe("at most so long (default 60,000)"),
     })
     .optional(),
   callback_url: z
@@ -148,7 +139,9 @@ export const submitBatchBody = z
     ...settings,
     events: eventsOf(batchMessageTypes)
       .optional()
-      .describe("what the callback hears of (default: every item's end, and `batch.completed`)"),
+      .describe(
+        "what the callback hears of (default: `batch.completed` alone; name the items' ends to hear of these too)",
+      ),
   })
   .describe("All fields but `queries` are defaults for the items; an item's own field replaces the default as a whole.")
   .meta({

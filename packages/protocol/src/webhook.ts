@@ -19,8 +19,7 @@ const overlapSeconds = z
   .min(0)
   .max(2_592_000)
   .optional()
-  .describe("how long requests carry a signature of the old secret too")
-  .meta({ default: 86_400 });
+  .describe("how long requests carry a signature of the old secret too (default a day)");
 const secret = z.string().describe("`whsec_` + base64: what https://www.standardwebhooks.com libraries take");
 
 export const createEndpointBody = z

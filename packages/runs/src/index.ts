@@ -50,6 +50,7 @@ export {
   type BatchSubmission,
   createSubmitter,
   type Idempotency,
+  readReplay,
   type Submission,
   type Submitter,
 } from "./submit/submit.ts";

@@ -21,6 +21,7 @@ import { ages } from "./migrations/0014_ages.ts";
 import { ripe } from "./migrations/0015_ripe.ts";
 import { ripeIndexes } from "./migrations/0016_ripe_indexes.ts";
 import { unripe } from "./migrations/0017_unripe.ts";
+import { namedBy } from "./migrations/0018_named_by.ts";
 import { ensurePartitions } from "./partitions.ts";
 
 type Migrations = Record<string, Migration | Concurrent>;
@@ -43,6 +44,7 @@ export const migrations: Migrations = {
   "0015_ripe": ripe,
   "0016_ripe_indexes": ripeIndexes,
   "0017_unripe": unripe,
+  "0018_named_by": namedBy,
 };
 
 /** The newest migration this code knows: what `/ready` compares the database with. */

@@ -71,6 +71,11 @@ export class StatementNames {
 }
 
 /** A client whose statements with values are named by `names`. */
+/**
+ * What texts and times mean on a connection does not depend on what a role or a database has been set to: it says so as it begins. Every pooler passes these on.
+ */
+const session = { DateStyle: "ISO, MDY", TimeZone: "UTC", standard_conforming_strings: "on" };
+
 export class NamingClient extends pg.Client {
   readonly #names: StatementNames;
 
@@ -78,6 +83,12 @@ export class NamingClient extends pg.Client {
     super(config);
     this.#names = names;
     this.connection.on("errorMessage", (error: unknown) => names.heard(error));
+  }
+
+  /** pg's own, which its types leave out. */
+  getStartupConf(): object {
+    const conf = (pg.Client.prototype as unknown as { getStartupConf(): object }).getStartupConf.call(this);
+    return { ...conf, ...session };
   }
 
   // Its many forms are those of pg: only one of them is changed.

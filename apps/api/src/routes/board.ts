@@ -57,7 +57,7 @@ export async function boardRoutes(
       );
     });
     scope.addHook("onRequest", (request, reply, done) => {
-      if (request.method === "GET" || changesAllowed.test(request.url)) return done();
+      if (request.method === "GET" || request.method === "HEAD" || changesAllowed.test(request.url)) return done();
       const message = "The board only looks, pauses and resumes: change runs through the API.";
       void reply.code(405).header("allow", "GET").send({ error: message, message });
     });

@@ -69,8 +69,8 @@ export function budgetRoutes(app: App, context: Context): void {
     },
     handler: async (request, reply) => {
       const { tenant, keyId } = request.caller;
-      const { day_usd, month_usd, session_usd } = request.body;
-      const change = { day: nanosOf(day_usd), month: nanosOf(month_usd), session: nanosOf(session_usd) };
+      const { day_usd, month_usd } = request.body;
+      const change = { day: nanosOf(day_usd), month: nanosOf(month_usd) };
       const resumed = await setBudget(pool, tenant, change, keyId);
       for (const run of resumed) signals.news(run.runId);
       wake(context, resumed);

@@ -66,7 +66,7 @@ export function logRoutes(app: App, context: Context): void {
       const { limit, cursor, after } = request.query;
       const run = (await readRun(pool, tenant, runId(request.params.id))) ?? missing("run");
       await requireContents(pool, run);
-      if (wantsStream(request.headers.accept)) {
+      if (request.method !== "HEAD" && wantsStream(request.headers.accept)) {
         if (limit !== undefined || cursor !== undefined)
           throw invalid([
             { path: limit === undefined ? "cursor" : "limit", message: "is for JSON pages, not for a stream" },

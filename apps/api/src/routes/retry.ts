@@ -9,7 +9,7 @@ import { type Caller, may } from "../keys.ts";
 import { countSubmissions } from "../observe.ts";
 import { missing, runId } from "../resources.ts";
 import { toSubmission } from "../submission.ts";
-import { acceptedHeaders, acceptedHeadersOf, idempotencyKey, idempotencyOf } from "./submit.ts";
+import { acceptedHeaders, acceptedHeadersOf, idempotencyKey, idempotencyOf, judged } from "./submit.ts";
 
 export function retryRoutes(app: App, context: Context): void {
   app.route({
@@ -45,22 +45,29 @@ export function retryRoutes(app: App, context: Context): void {
       const { pool, blobs, config } = context;
       const id = runId(params.id);
       const old = (await readRun(pool, caller.tenant, id)) ?? missing("run");
-      const retried = await retryRun(pool, blobs, {
-        tenant: caller.tenant,
-        id,
-        ...checked(request.body ?? {}, old, caller),
-        callbackDecides: may(caller.role, "approve") && config.DROVER_APPROVE_OWN,
-        actor: caller.keyId,
-        leaseMs: config.LEASE_SECONDS * 1000,
-        observe: countSubmissions,
-        idempotency: idempotencyOf(request, `/query/${id}/retry`),
-      });
-      const { id: newId, made } = retried ?? missing("run");
-      if (made) wake(context, [made]);
-      return reply
-        .code(202)
-        .headers(acceptedHeadersOf({ id: newId, replayed: made === null }))
-        .send(acceptedAnswer(newId));
+      const idempotency = idempotencyOf(request, `/query/${id}/retry`);
+      const accepted = await judged(
+        context,
+        request,
+        idempotency,
+        () => checked(request.body ?? {}, old, caller),
+        async (wanted) => {
+          const retried = await retryRun(pool, blobs, {
+            tenant: caller.tenant,
+            id,
+            ...wanted,
+            callbackDecides: may(caller.role, "approve") && config.DROVER_APPROVE_OWN,
+            actor: caller.keyId,
+            leaseMs: config.LEASE_SECONDS * 1000,
+            observe: countSubmissions,
+            idempotency,
+          });
+          const { id: newId, made } = retried ?? missing("run");
+          if (made) wake(context, [made]);
+          return { id: newId, replayed: made === null };
+        },
+      );
+      return reply.code(202).headers(acceptedHeadersOf(accepted)).send(acceptedAnswer(accepted.id));
     },
   });
 

@@ -11,7 +11,7 @@ import {
   submitWithCallbackBody,
   toWireId,
 } from "@drover/protocol";
-import { type Accepted, type Idempotency, isFinal, readOutcome, readRun, waitForRun } from "@drover/runs";
+import { type Accepted, type Idempotency, isFinal, readOutcome, readReplay, readRun, waitForRun } from "@drover/runs";
 import type { FastifyRequest } from "fastify";
 import { z } from "zod";
 import { acceptedAnswer, resultAnswer, runProblem } from "../answers.ts";
@@ -146,22 +146,32 @@ export function submitRoutes(app: App, context: Context): void {
     },
     handler: async (request, reply) => {
       const idempotency = idempotencyOf(request);
-      const batch = toBatchSubmission(request.body, request.caller, context);
-      const made = await context.services().submitter.submitBatch(batch, idempotency);
+      const made = await judged(
+        context,
+        request,
+        idempotency,
+        () => toBatchSubmission(request.body, request.caller, context),
+        (batch) => context.services().submitter.submitBatch(batch, idempotency),
+      );
       const batchId = toWireId("batch", made.id);
       const checkUrl = `/query/batch/${batchId}`;
       context.logger.debug({ request_id: request.id, batch_id: batchId }, "accepted");
       return reply
         .code(202)
         .headers({ ...acceptedHeadersOf(made), location: checkUrl })
-        .send({ batch_id: batchId, status: "running", total: batch.items.length, check_url: checkUrl });
+        .send({ batch_id: batchId, status: "running", total: request.body.queries.length, check_url: checkUrl });
     },
   });
 
   async function submit(request: FastifyRequest, body: SubmitBody): Promise<Accepted> {
     const idempotency = idempotencyOf(request);
-    const submission = toSubmission(body, request.caller, context);
-    const made = await context.services().submitter.submit(submission, idempotency);
+    const made = await judged(
+      context,
+      request,
+      idempotency,
+      () => toSubmission(body, request.caller, context),
+      (submission) => context.services().submitter.submit(submission, idempotency),
+    );
     if (context.logger.isLevelEnabled("debug"))
       context.logger.debug(
         { request_id: request.id, task_id: toWireId("run", made.id), replayed: made.replayed },
@@ -169,6 +179,26 @@ export function submitRoutes(app: App, context: Context): void {
       );
     return made;
   }
+}
+
+/** Judges a request and does it. One that was accepted before, under this key, is not judged again: a deadline passes, an agent goes with a deploy. */
+export async function judged<T>(
+  { pool }: Context,
+  request: FastifyRequest,
+  idempotency: Idempotency | undefined,
+  judge: () => T,
+  act: (submission: T) => Promise<Accepted>,
+): Promise<Accepted> {
+  let submission: T;
+  try {
+    submission = judge();
+  } catch (error) {
+    const before = idempotency && (await readReplay(pool, request.caller.tenant, idempotency));
+    const id = before?.runId ?? before?.batchId;
+    if (!id) throw error;
+    return { id, replayed: true };
+  }
+  return await act(submission);
 }
 
 /** Failures that a synchronous call tells apart; all others answer as the result's own URL does. */

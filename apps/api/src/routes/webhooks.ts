@@ -73,6 +73,7 @@ export function webhookRoutes(app: App, context: Context): void {
       const made = await createEndpoint(pool, request.caller.tenant, {
         url,
         mayDecide: may(request.caller.role, "approve"),
+        namedBy: request.caller.keyId,
         ...(events !== undefined && { events }),
         ...(description !== undefined && { description }),
       });
@@ -140,7 +141,11 @@ export function webhookRoutes(app: App, context: Context): void {
       requireReachable(request.body.url);
       const { url, events, description, enabled } = request.body;
       const changed = await updateEndpoint(pool, request.caller.tenant, id, {
-        ...(url !== undefined && { url, mayDecide: may(request.caller.role, "approve") }),
+        ...(url !== undefined && {
+          url,
+          mayDecide: may(request.caller.role, "approve"),
+          namedBy: request.caller.keyId,
+        }),
         ...(events !== undefined && { events }),
         ...(description !== undefined && { description }),
         ...(enabled !== undefined && { enabled }),

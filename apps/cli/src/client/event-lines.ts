@@ -24,7 +24,7 @@ const tenantCap = (flag: string) => () => `drover budget --${flag} USD`;
 const caps: Record<BudgetLevel, { what: string; command(taskId: string): string }> = {
   actions: { what: "its points for actions are used up", command: (id) => `drover budget --run ${id} --actions N` },
   run: { what: "its money is used up", command: (id) => `drover budget --run ${id} --max-cost USD` },
-  session: { what: "its session's money is used up", command: tenantCap("session") },
+  session: { what: "its session's money is used up", command: (id) => `drover cancel ${id}` },
   tenant_day: { what: "the day's money is used up", command: tenantCap("day") },
   tenant_month: { what: "the month's money is used up", command: tenantCap("month") },
 };

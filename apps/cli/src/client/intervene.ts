@@ -12,7 +12,6 @@ export interface BudgetOptions {
   actions?: number;
   day?: number | "none";
   month?: number | "none";
-  session?: number | "none";
 }
 
 /** Without options: how the tenant's budget stands. With `--run`: raises that run's; else sets the caps that are named. */
@@ -21,10 +20,9 @@ export async function budget(client: DroverClient, options: BudgetOptions): Prom
   const ofTenant = given({
     day_usd: capOf(options.day),
     month_usd: capOf(options.month),
-    session_usd: capOf(options.session),
   });
   if (options.run !== undefined) {
-    if (ofTenant) throw new CliError(exitCodes.usage, "--day, --month and --session are the tenant's: leave out --run");
+    if (ofTenant) throw new CliError(exitCodes.usage, "--day and --month are the tenant's: leave out --run");
     if (!ofRun) throw new CliError(exitCodes.usage, "say what to raise: --max-cost USD or --actions N");
     const raised = await client.raiseBudget(options.run, ofRun);
     if (options.json) printJson(raised);

@@ -1,5 +1,6 @@
 /** Loading `drover.config.ts`: the one file in which an installation says what its agents, tools and models are. */
 import { existsSync } from "node:fs";
+import { registerHooks } from "node:module";
 import { resolve } from "node:path";
 import { pathToFileURL } from "node:url";
 import { howToExport, toolsOf } from "../isolation/exports.ts";
@@ -30,6 +31,7 @@ export async function loadConfigFile(
     return { agents: { default: defaultAgent }, path: null };
   }
   let exported: { default?: unknown };
+  resolveFromAnywhere();
   try {
     exported = (await import(pathToFileURL(file).href)) as { default?: unknown };
   } catch (error) {
@@ -49,6 +51,27 @@ export async function loadConfigFile(
   const problems = await exportProblems(tools ?? []);
   if (problems.length > 0) throw new ConfigError(path ?? defaultPath, problems);
   return tools ? { ...loaded, tools } : loaded;
+}
+
+let resolves = false;
+
+/**
+ * A configuration outside of any project finds `@drover/…` and `zod` all the same: those that this program has, unless it has its own. Holds for what it
+ * imports, too, and in this process only.
+ */
+function resolveFromAnywhere(): void {
+  if (resolves) return;
+  resolves = true;
+  registerHooks({
+    resolve(specifier, context, next) {
+      try {
+        return next(specifier, context);
+      } catch (error) {
+        if (!/^(@drover\/|zod(\/|$))/.test(specifier)) throw error;
+        return next(specifier, { ...context, parentURL: import.meta.url });
+      }
+    },
+  });
 }
 
 /** Isolated tools that their process would not find. Their modules are those that made them, so they are loaded already. */

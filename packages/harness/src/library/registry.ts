@@ -47,6 +47,11 @@ export class ToolRegistry {
     return this;
   }
 
+  /** Of all tools. */
+  get names(): string[] {
+    return [...this.#tools.keys()];
+  }
+
   /** The tool of this name, whoever may call it. */
   get(name: string): AnyTool | undefined {
     return this.#tools.get(name)?.tool;

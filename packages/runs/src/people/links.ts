@@ -8,8 +8,13 @@ import type { Queryable } from "@drover/storage";
 import { z } from "zod";
 import { type ApprovalRecord, readApproval } from "./approvals.ts";
 
-/** Where people reach this service. */
+/** Where people reach this service, and whether they may decide about what is their own. */
 export const linksConfig = z.object({
+  DROVER_APPROVE_OWN: z
+    .enum(["true", "false"], { error: "must be true or false" })
+    .default("true")
+    .transform((text) => text === "true")
+    .describe("whether a key may decide about runs that it submitted itself"),
   DROVER_PUBLIC_URL: z
     .url({ protocol: /^https?$/, error: "must be an http:// or https:// URL" })
     .transform((url) => url.replace(/\/+$/, ""))

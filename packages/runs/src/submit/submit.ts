@@ -205,6 +205,25 @@ export async function readWinner(
   return { runId: row.run_id, batchId: row.batch_id };
 }
 
+/**
+ * What a request with this key and body made before, within 24 hours; null: nothing. For a request that would not be accepted today: it was judged then.
+ * @throws DroverError `idempotency_mismatch` when the key came with another body
+ */
+export async function readReplay(
+  pool: Pool,
+  tenant: string,
+  idempotency: Idempotency,
+): Promise<{ runId: string | null; batchId: string | null } | null> {
+  const { rowCount } = await pool.query(
+    "SELECT FROM idempotency_keys WHERE tenant = $1 AND key = $2 AND created_at > now() - interval '24 hours'",
+    [tenant, idempotency.key],
+  );
+  if (rowCount === 0) return null;
+  const winner = await readWinner(pool, tenant, idempotency);
+  if (!winner) throw keyMismatch();
+  return winner;
+}
+
 export function keyMismatch(): DroverError {
   return new DroverError(
     "idempotency_mismatch",
