@@ -158,6 +158,7 @@ CREATE TABLE deliveries (
   next_at timestamp(3) with time zone,
   created_at timestamp(3) with time zone DEFAULT clock_timestamp() NOT NULL,
   ripe boolean DEFAULT true NOT NULL,
+  claimed_by uuid,
   CONSTRAINT deliveries_message_id_endpoint_id_key UNIQUE NULLS NOT DISTINCT (message_id, endpoint_id),
   CONSTRAINT deliveries_pkey PRIMARY KEY (id),
   CONSTRAINT deliveries_endpoint_id_fkey FOREIGN KEY (endpoint_id) REFERENCES endpoints(id) ON DELETE CASCADE,

@@ -71,6 +71,29 @@ describe("the receiver fails", () => {
     expect(record!.attempts.every((tried) => tried.durationMs >= 0 && tried.at instanceof Date)).toBe(true);
   });
 
+  test("a body that it finds too large is sent again at once without what is large", async () => {
+    const receiver = await world.receiver((request) => ({ status: request.body.length > 20_000 ? 413 : 204 }));
+    const run = await world.endRun({ callbackUrl: receiver.url, output: "x".repeat(150_000) });
+    const worker = world.work({ publicUrl: "https://drover.example.com" });
+    expect(await worker.settled(1)).toEqual(["delivered"]);
+    const [whole, thin] = receiver.requests;
+    expect(thin!.headers["webhook-id"]).toBe(whole!.headers["webhook-id"]);
+    const [record] = await deliveriesOf(world, run);
+    expect(record).toMatchObject({ status: "delivered", attempts: [{ statusCode: 204 }] });
+    const { data } = JSON.parse(thin!.body);
+    expect(data).toMatchObject({
+      status: "completed",
+      thin: true,
+      result: { output: null, cost_usd: 0.0021 },
+      result_url: `https://drover.example.com/query/result/${data.task_id}`,
+    });
+    // Where nothing can be left out it is a failure like others.
+    const never = await world.receiver(413);
+    await world.endRun({ callbackUrl: never.url });
+    worker.nudge();
+    expect((await worker.settled(2)).at(-1)).toBe("retry");
+  });
+
   test("after three days it is given up, and the last try falls on their end", async () => {
     const receiver = await world.receiver(503);
     const run = await world.endRun({ callbackUrl: receiver.url });

@@ -184,6 +184,25 @@ test("an endpoint of somebody who may not decide gets no links, nor one whose UR
   expect(await decides(own.id)).toBe(false);
 });
 
+test("where keys may not approve their own, no link goes to an endpoint whose address the run's submitter named", async () => {
+  const [own, other, unknown] = [await world.receiver(), await world.receiver(), await world.receiver()];
+  const make = (url: string, namedBy?: string) =>
+    createEndpoint(world.pool, "default", { url, mayDecide: true, ...(namedBy !== undefined && { namedBy }) });
+  const secrets = [await make(own.url, "key_submitter"), await make(other.url, "key_other"), await make(unknown.url)];
+  const id = await submit({});
+  await world.pool.query("UPDATE runs SET submitted_by = 'key_submitter' WHERE id = $1", [id]);
+  await park(id, [mail]);
+  const worker = world.work({ publicUrl, approveOwn: false });
+  await worker.settled(3);
+  const linkOf = async (receiver: typeof own, secret: string) =>
+    (await bodies(receiver, 1, secret))[0]!.data.approvals[0].link;
+  expect([
+    await linkOf(own, secrets[0]!.secret),
+    await linkOf(other, secrets[1]!.secret),
+    await linkOf(unknown, secrets[2]!.secret),
+  ]).toEqual([undefined, expect.stringContaining(publicUrl), undefined]);
+});
+
 test("a callback hears of it only if it asked to, and gets links only for somebody who may decide", async () => {
   const receiver = await world.receiver();
   const callbackUrl = `${receiver.url}/hook`;

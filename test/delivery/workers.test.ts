@@ -1,7 +1,8 @@
 import { createEndpoint, redeliver, updateEndpoint } from "@drover/delivery";
+import { uuidv7 } from "@drover/protocol";
 import { openPool, postgresBlobs } from "@drover/storage";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
-import { claimDue } from "../../packages/delivery/src/claim.ts";
+import { claimDue, releaseClaims } from "../../packages/delivery/src/claim.ts";
 import { fanOut } from "../../packages/delivery/src/fan-out.ts";
 import { createOutcomeWriter } from "../../packages/delivery/src/outcome.ts";
 import { manyCopies } from "../support/copies.ts";
@@ -301,6 +302,26 @@ describe("many at once", () => {
       await client.query("ROLLBACK");
       client.release();
     }
+  });
+
+  test("what a dead worker was trying is free at once, and nothing else", async () => {
+    const [dead, living] = [uuidv7(), uuidv7()];
+    const limits = { most: 1, perDestination: 4, rooms: new Map(), failing: new Set<string>(), mostFailing: 10 };
+    await world.cancelledRuns(3, { callbackUrl: "http://127.0.0.1:1/" });
+    await fanOut(world.pool, 500);
+    const first = (await claimDue(world.pool, limits, 60_000, dead)).claimed[0]!;
+    await claimDue(world.pool, limits, 60_000, living);
+    expect(await releaseClaims(world.pool, [dead])).toBe(1);
+    const again = async () => (await claimDue(world.pool, { ...limits, most: 3 }, 60_000, living)).claimed;
+    const ids = new Set<string>();
+    await expect
+      .poll(async () => {
+        for (const { id } of await again()) ids.add(id);
+        return ids.size;
+      })
+      .toBe(2);
+    expect(ids).toContain(first.id);
+    expect(await releaseClaims(world.pool, [dead])).toBe(0);
   });
 
   test("a backlog of one tenant at a shared host does not delay another tenant's callback to the same host", async () => {

@@ -13,6 +13,7 @@ import { openQueue, openSignals, queueConfig } from "@drover/queue";
 import {
   auditConfig,
   linksConfig,
+  type RunWorker,
   retentionConfig,
   retentionOf,
   runsConfig,
@@ -98,6 +99,7 @@ export async function startWorkerProcess(env: Record<string, string | undefined>
     logger,
     publicUrl: config.DROVER_PUBLIC_URL,
     approveOwn: config.DROVER_APPROVE_OWN,
+    worker: () => worker.workerId,
     concurrency: config.DELIVERY_CONCURRENCY,
     perDestination: config.DELIVERY_PER_DESTINATION,
     onRing: (nudge) => signals.onRing("delivery", nudge),
@@ -108,7 +110,8 @@ export async function startWorkerProcess(env: Record<string, string | undefined>
       },
     },
   });
-  const worker = await startWorker({
+  const count = runCounter(configuredNames(file, models, registry));
+  const worker: RunWorker = await startWorker({
     pool,
     directUrl,
     blobs,
@@ -123,7 +126,10 @@ export async function startWorkerProcess(env: Record<string, string | undefined>
     retention: retentionOf(config),
     partialEveryMs: config.PARTIAL_EVERY_SECONDS * 1000,
     workspaces: resolve(config.DROVER_WORKSPACES),
-    observe: runCounter(configuredNames(file, models, registry)),
+    observe: (told) => {
+      count(told);
+      if (told.type === "condemned") delivery.release([told.worker]);
+    },
     onSettled: () => delivery.nudge(),
   });
   isolation.warmUp();

@@ -158,3 +158,21 @@ async function batchData(db: Queryable, tenant: string, id: string): Promise<obj
     finished_at: batch.finishedAt.toISOString(),
   };
 }
+
+/**
+ * A message without what is large, for a receiver that does not take it whole: the output and the error's text are at `result_url`. null: there is nothing that
+ * could be left out.
+ */
+export function thinBody(body: string, publicUrl: string | undefined): string | null {
+  const message = JSON.parse(body) as {
+    data: { task_id?: unknown; result?: Record<string, unknown>; metadata?: unknown };
+  };
+  const { task_id, result, ...rest } = message.data;
+  if (typeof task_id !== "string" || !result) return null;
+  const { output: _large, metadata: _twice, ...kept } = result;
+  const result_url = `${publicUrl ?? ""}/query/result/${task_id}`;
+  return JSON.stringify({
+    ...message,
+    data: { task_id, ...rest, result: { ...kept, output: null }, thin: true, result_url },
+  });
+}

@@ -58,11 +58,13 @@ interface ClaimRow {
  * here, and is claimed by the next call. A delivery goes to where its endpoint is now; one whose endpoint was disabled becomes `disabled` here.
  * `contended`: another worker took some of these, or some have become ripe; there may be more.
  * @param leaseMs how long the claim holds
+ * @param worker who claims (uuid): `releaseClaims` frees what a dead one held
  */
 export async function claimDue(
   db: Queryable,
   limits: Limits,
   leaseMs: number,
+  worker?: string,
 ): Promise<{ claimed: ClaimedDelivery[]; contended: boolean }> {
   // Each part is put so that one index alone serves it, whatever the statistics say: those of a queue are always wrong, and one wrong choice
   // reads all that is due, once for each destination: hence the pairs that are compared, and `coalesce`.
@@ -96,6 +98,7 @@ export async function claimDue(
          status = CASE WHEN e.enabled IS FALSE THEN 'disabled' ELSE 'pending' END,
          next_at = CASE WHEN e.enabled IS FALSE THEN NULL ELSE now() + $4 * interval '1 ms' END,
          ripe = false,
+         claimed_by = $7,
          attempt = d.attempt + 1,
          url = coalesce(e.url, d.url)
        FROM taken
@@ -116,6 +119,7 @@ export async function claimDue(
       leaseMs,
       JSON.stringify(Object.fromEntries([...limits.failing].map((destination) => [destination, true]))),
       limits.mostFailing,
+      worker ?? null,
     ],
   );
   const moved = rows.filter((row): row is ClaimRow & { found: number } => row.id !== null);
@@ -152,4 +156,14 @@ export async function nextDueInMs(db: Queryable): Promise<number> {
     `SELECT (extract(epoch FROM min(next_at) - now()) * 1000)::float8 AS ms FROM deliveries WHERE status = 'pending' AND NOT ripe`,
   );
   return rows[0]!.ms ?? Number.POSITIVE_INFINITY;
+}
+
+/** What these workers were trying is due now: they are dead. Whether it had arrived nobody knows; it comes again under the same id. */
+export async function releaseClaims(db: Queryable, workers: string[]): Promise<number> {
+  const { rowCount } = await db.query(
+    `UPDATE deliveries SET next_at = now(), claimed_by = NULL
+     WHERE status = 'pending' AND NOT ripe AND claimed_by = ANY($1::uuid[]) AND next_at > now()`,
+    [workers],
+  );
+  return rowCount ?? 0;
 }

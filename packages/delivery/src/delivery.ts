@@ -8,8 +8,8 @@ import type { Egress } from "@drover/egress";
 import { Bell } from "@drover/runs";
 import { type Blobs, faultOf, type Pool, throughOutages } from "@drover/storage";
 import type { Logger } from "@drover/telemetry";
-import { messageBody } from "./body.ts";
-import { type ClaimedDelivery, claimDue, nextDueInMs } from "./claim.ts";
+import { messageBody, thinBody } from "./body.ts";
+import { type ClaimedDelivery, claimDue, nextDueInMs, releaseClaims } from "./claim.ts";
 import { disableGone, noteFailure } from "./disabling.ts";
 import { fanOut } from "./fan-out.ts";
 import { Lanes } from "./lanes.ts";
@@ -24,6 +24,8 @@ export interface DeliveryOptions {
   metrics?: DeliveryMetrics;
   /** Where people reach the service: messages of waiting runs carry links to decide (default: they carry none). */
   publicUrl?: string | undefined;
+  /** Under which id it claims (uuid), when it begins to; see `release`. */
+  worker?: () => string;
   /** Whether links to decide may go where the run's own submitter said (default yes). */
   approveOwn?: boolean;
   /** Requests under way at once (default 200). */
@@ -45,6 +47,8 @@ export interface Delivery {
   start(): void;
   /** Something may be due: a run was settled, a delivery was asked for. Cheap, never throws. */
   nudge(): void;
+  /** These workers are dead: what they were trying need not wait for the end of their claims. Never throws. */
+  release(workers: string[]): void;
   /**
    * Claims nothing more, waits up to `graceMs` (default 15,000) for the requests under way and cuts those that are left:
    * they stay claimed and come again, here or elsewhere, within half a minute.
@@ -103,7 +107,7 @@ export function createDelivery(options: DeliveryOptions): Delivery {
   async function claim(): Promise<number> {
     const limits = lanes.ask();
     if (closing || limits.most === 0) return pollMs;
-    const { claimed, contended } = await claimDue(pool, limits, timeoutMs + slackMs);
+    const { claimed, contended } = await claimDue(pool, limits, timeoutMs + slackMs, options.worker?.());
     lanes.enter(
       claimed.map((delivery) => delivery.destination),
       limits,
@@ -132,7 +136,12 @@ export function createDelivery(options: DeliveryOptions): Delivery {
     const body = await build(delivery);
     const outcome =
       typeof body === "string"
-        ? await send(egress, delivery, { body, timeoutMs, signal: cut.signal })
+        ? await send(egress, delivery, {
+            body,
+            thin: () => thinBody(body, options.publicUrl),
+            timeoutMs,
+            signal: cut.signal,
+          })
         : unsent(delivery, body);
     const status = await write(outcome);
     if (status === null) {
@@ -193,6 +202,13 @@ export function createDelivery(options: DeliveryOptions): Delivery {
       running = run();
     },
     nudge: () => bell.ring(),
+    release(workers) {
+      // Should it fail, their claims run out.
+      releaseClaims(pool, workers).then(
+        (freed) => freed > 0 && bell.ring(),
+        (error) => logger.debug({ err: error }, "claims of dead workers were not released"),
+      );
+    },
     async close(graceMs = defaultTimeoutMs) {
       closing = true;
       unsubscribe();

@@ -58,6 +58,7 @@ async function writeAll(pool: Pool, attempts: Attempt[]): Promise<(DeliveryStatu
          next_at = CASE WHEN i.result = 'retry' AND d.status = 'pending' AND d.give_up_at > now()
                         THEN least(now() + i.pause_ms * interval '1 ms', d.give_up_at) END,
          ripe = false,
+         claimed_by = NULL,
          failures = d.failures + CASE WHEN i.result = 'delivered' THEN 0 ELSE 1 END
        FROM input i
        -- A delivery disabled while its request was under way may still have arrived.

@@ -10,31 +10,35 @@ import { signedHeaders } from "./signature.ts";
 const answerBytes = 65_536;
 
 /**
- * Sends a claimed delivery once. Network trouble is an outcome, not an error.
+ * Sends a claimed delivery once. Network trouble is an outcome, not an error. A receiver that finds it too large (413) gets `thin` at once, within the same try.
  * @param timeoutMs for the whole exchange, the answer's body included
  * @throws the signal's reason when it ended the request: whether it arrived is not known
  */
 export async function send(
   egress: Pick<Egress, "request">,
   delivery: ClaimedDelivery,
-  options: { body: string; timeoutMs: number; signal: AbortSignal },
+  options: { body: string; thin?: () => string | null; timeoutMs: number; signal: AbortSignal },
 ): Promise<Attempt> {
-  const { body, timeoutMs, signal } = options;
+  const { body, thin, timeoutMs, signal } = options;
   const startedAt = performance.now();
-  let answer: Answer;
-  try {
-    const response = await egress.request(delivery.url, {
+  const post = (text: string, withinMs: number) =>
+    egress.request(delivery.url, {
       method: "POST",
       headers: {
         "content-type": "application/json",
         "user-agent": "Drover",
-        ...signedHeaders({ id: toWireId("event", delivery.messageId), body }, delivery.secrets),
+        ...signedHeaders({ id: toWireId("event", delivery.messageId), body: text }, delivery.secrets),
       },
-      body,
-      timeoutMs,
+      body: text,
+      timeoutMs: withinMs,
       maxBytes: answerBytes,
       signal,
     });
+  let answer: Answer;
+  try {
+    let response = await post(body, timeoutMs);
+    const short = response.status === 413 ? thin?.() : null;
+    if (short) response = await post(short, Math.max(1, timeoutMs - (performance.now() - startedAt)));
     answer = judge(response.status, response.headers["retry-after"]);
   } catch (error) {
     if (signal.aborted) throw error;

@@ -27,7 +27,7 @@ export type Observation =
   /** A call answered after it was given up, and its answer was dropped. */
   | { type: "late"; what: "tool" | "model" }
   /** Another worker was declared dead here. */
-  | { type: "condemned"; cause: "crashed" | "silent" }
+  | { type: "condemned"; worker: string; cause: "crashed" | "silent" }
   /** running -> queued for runs of dead workers. */
   | { type: "rescued"; runs: Moved[] }
   /** Wake-ups for runs nobody else would have woken. */

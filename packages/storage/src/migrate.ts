@@ -22,6 +22,7 @@ import { ripe } from "./migrations/0015_ripe.ts";
 import { ripeIndexes } from "./migrations/0016_ripe_indexes.ts";
 import { unripe } from "./migrations/0017_unripe.ts";
 import { namedBy } from "./migrations/0018_named_by.ts";
+import { claimedBy } from "./migrations/0019_claimed_by.ts";
 import { ensurePartitions } from "./partitions.ts";
 
 type Migrations = Record<string, Migration | Concurrent>;
@@ -45,6 +46,7 @@ export const migrations: Migrations = {
   "0016_ripe_indexes": ripeIndexes,
   "0017_unripe": unripe,
   "0018_named_by": namedBy,
+  "0019_claimed_by": claimedBy,
 };
 
 /** The newest migration this code knows: what `/ready` compares the database with. */

@@ -80,7 +80,7 @@ export async function startWorker(options: WorkerOptions): Promise<RunWorker> {
     logger,
     known: agents.known,
     onDeaths: (deaths) => {
-      for (const { cause } of deaths) observe({ type: "condemned", cause });
+      for (const { id, cause } of deaths) observe({ type: "condemned", worker: id, cause });
       rescuer?.deaths();
     },
     onBeat: (lost) => {
