@@ -12,7 +12,7 @@ function isolated(
   execute: (input: Input, context: ToolContext) => unknown,
   more: Partial<AnyTool> = {},
 ): AnyTool {
-  const base = { description: `The tool ${name}.`, input, permission: "write", effect: "unsafe" } as const;
+  const base = { description: `The tool ${name}.`, input, permission: "write", effect: "idempotent" } as const;
   return { ...base, name, isolation: "process", module: import.meta.url, execute, ...more };
 }
 
@@ -117,6 +117,7 @@ export const tools: AnyTool[] = [
   }),
   isolated("undoable", ({ n }) => ({ n, pid: process.pid }), {
     compensate: ({ input, output }) => ({ input, output, by: process.pid }),
+    effect: "unsafe",
     verify: ({ input, idempotencyKey }) => ({
       done: true,
       output: { pid: process.pid, n: input.n ?? null, idempotencyKey },
@@ -124,6 +125,7 @@ export const tools: AnyTool[] = [
   }),
   isolated("careless", () => 1, {
     compensate: () => undefined,
+    effect: "unsafe",
     verify: () => {
       for (;;);
     },

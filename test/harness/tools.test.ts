@@ -432,13 +432,47 @@ describe("a tool that takes too long", () => {
     expect(signal!.aborted).toBe(true);
   });
 
-  it.each(["idempotent", "unsafe"] as const)(
-    "if it is %s, the model is told that it may have taken effect",
-    async (effect) => {
-      const { call } = await one(() => new Promise(() => {}), { timeoutMs: 30, effect });
-      expect(call.output).toMatch(/timed out.*may have taken effect all the same/);
-    },
-  );
+  it("if it is idempotent, the model is told that it may have taken effect", async () => {
+    const { call } = await one(() => new Promise(() => {}), { timeoutMs: 30, effect: "idempotent" });
+    expect(call.output).toMatch(/timed out.*may have taken effect all the same/);
+  });
+
+  describe("and must not run twice", () => {
+    const hangs = (more: Partial<AnyTool>) =>
+      tool("it", () => new Promise(() => {}), { timeoutMs: 30, effect: "unsafe", ...more });
+    const run = async (more: Partial<AnyTool>, options: object = {}) => {
+      const log = memoryLog();
+      server.script([{ toolCalls: [{ name: "it" }] }, "Done."]);
+      const result = await harnessOn(server, { tools: [hangs(more)] }).run("Do it.", { log, ...options });
+      return { result, log, events: await log.read() };
+    };
+
+    it("is verified: done, with what it returned; or not done, and the model decides", async () => {
+      const done = await run({ verify: () => ({ done: true, output: "paid" }) });
+      expect(done.result).toMatchObject({ status: "success", tool_calls: [{ status: "ok", output: "paid" }] });
+      const not = await run({ verify: () => "not_done" });
+      expect(not.result.tool_calls).toMatchObject([
+        { status: "error", output: "The tool was timed out after 0.03 s. It did not take effect." },
+      ]);
+      expect(eventsOf(not.events, "tool.intent")).toHaveLength(1);
+    });
+
+    it("is asked about where nobody can tell, stands as uncertain until then, and goes on as a person says", async () => {
+      const { result, log, events } = await run({ verify: () => new Promise(() => {}) });
+      expect(result).toMatchObject({ status: "waiting", tool_calls: [{ status: "uncertain", output: null }] });
+      const [asked] = eventsOf(events, "approval.requested");
+      expect(asked).toMatchObject({ subject: "uncertain", reason: expect.stringContaining("timed out after 0.03 s") });
+      const decisions = { [asked!.approval_id]: { decision: "done" as const, result: "it was paid" } };
+      const after = await harnessOn(server, { tools: [hangs({})] }).run("", { log, decisions } as never);
+      expect(after).toMatchObject({ status: "success", tool_calls: [{ status: "ok", output: "it was paid" }] });
+      expect(eventsOf(await log.read(), "tool.intent")).toHaveLength(1);
+    });
+
+    it("stays uncertain at the run's limit", async () => {
+      const { result } = await run({ timeoutMs: 60_000 }, { limits: { softSeconds: 0.3, hardSeconds: 0.6 } });
+      expect(result.tool_calls).toMatchObject([{ status: "uncertain" }]);
+    });
+  });
 
   it("and answers late: nobody hears it, whether it succeeds or fails", async () => {
     const late: { resolve(value: unknown): void; reject(error: Error): void }[] = [];

@@ -22,8 +22,10 @@ export const toolCall = z
     output: z.unknown(),
     duration_ms: z.number(),
     status: z
-      .enum(["ok", "error", "skipped", "denied", "rejected"])
-      .describe("`denied`: a permission or a policy said no; `rejected`: a person did, or nobody answered"),
+      .enum(["ok", "error", "skipped", "denied", "rejected", "uncertain"])
+      .describe(
+        "`denied`: a permission or a policy said no; `rejected`: a person did, or nobody answered; `uncertain`: it may have taken effect",
+      ),
   })
   .meta({ id: "ToolCall" });
 

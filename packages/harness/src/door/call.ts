@@ -72,7 +72,22 @@ async function passDoor(record: ToolRecord, door: DoorOptions): Promise<Passed> 
   const overtaken = notToBeStarted(begun, record, door.control);
   if (overtaken) return overtaken;
   const work = () => execute(tool, input, idempotencyKey, record, door);
-  return { kind: "outcome", outcome: await (door.inside ? door.inside(tool.name, work) : work()) };
+  const ended = await (door.inside ? door.inside(tool.name, work) : work());
+  return ended.doubtful ? await clearUp(record, tool, ended, door) : { kind: "outcome", outcome: ended };
+}
+
+/**
+ * A call that must not run twice was given up while it was under way: as after a crash, the tool's own `verify` is asked, then a person. At the run's end there
+ * is no time for that, and its result stays uncertain.
+ */
+async function clearUp(record: ToolRecord, tool: AnyTool, given: Outcome, door: DoorOptions): Promise<Passed> {
+  const { doubtful: _, ...ended } = given;
+  const output = `${ended.output} It may have taken effect all the same.`;
+  if (door.control.cut.aborted) return { kind: "outcome", outcome: { ...ended, output } };
+  const why = `This call must not run twice, and was given up while it was under way: ${ended.output} Whether it took effect is not known.`;
+  const resolved = await resolveUncertain(record, tool, door, why);
+  if (resolved) return resolved;
+  return outcome("error", `${ended.output} It did not take effect.`, "nothing_done");
 }
 
 interface Validated {
@@ -315,7 +330,7 @@ export async function skipForBudget(record: ToolRecord, door: DoorOptions): Prom
 
 function resultOf(record: ToolRecord, ended: Outcome, durationMs: number, tool: AnyTool | undefined): ToolResult {
   const { iteration, index, call } = record;
-  const { own, points, ...outcome } = ended;
+  const { own, points, doubtful: _, ...outcome } = ended;
   return {
     iteration,
     index,

@@ -47,6 +47,8 @@ export interface Outcome {
   points?: number;
   /** The output is the tool's own, not the door's. */
   own?: true;
+  /** It was given up while it was under way, and must not run twice: whether it took effect is to be found out. */
+  doubtful?: true;
 }
 
 /**

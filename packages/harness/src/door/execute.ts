@@ -106,8 +106,11 @@ async function ending(
   } catch (error) {
     if (error instanceof Interrupted) throw error;
     const doubt = tool.effect === "pure" ? "" : " It may have taken effect all the same.";
-    if (error instanceof TimedOut) return { ...failed(`The tool was ${error.message}.${doubt}`), ...free };
-    if (error instanceof ProcessLost) return { ...failed(`${error.message}${doubt}`), ...free };
+    if (error instanceof TimedOut || error instanceof ProcessLost) {
+      const message = error instanceof TimedOut ? `The tool was ${error.message}.` : error.message;
+      if (tool.effect !== "unsafe") return { ...failed(`${message}${doubt}`), ...free };
+      return { ...failed(message), status: "uncertain", ...charged, doubtful: true };
+    }
     if (error instanceof NothingDone) return { ...failed(messageOf(error), "nothing_done"), own: true };
     return { ...failed(messageOf(error)), ...free, own: true };
   }

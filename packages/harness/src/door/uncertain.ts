@@ -15,6 +15,7 @@ export async function resolveUncertain(
   record: ToolRecord,
   tool: AnyTool | undefined,
   door: DoorOptions,
+  why = "A worker died inside this call, which must not run twice. Whether it took effect is not known.",
 ): Promise<Passed | undefined> {
   const asked = record.asked.uncertain;
   if (asked) {
@@ -40,8 +41,7 @@ export async function resolveUncertain(
   if (door.asking === "refuse") return { kind: "waiting" };
   const { iteration, index, call } = record;
   const input = await intendedInput(record, tool);
-  const reason = "A worker died inside this call, which must not run twice. Whether it took effect is not known.";
-  const about = { iteration, index, tool_name: call.name, input, reason };
+  const about = { iteration, index, tool_name: call.name, input, reason: why };
   const hash = contentHash([call.name, input]);
   const approval_id = await askPerson({ subject: "uncertain", ...about, hash }, door);
   if (door.asking === "park") return { kind: "waiting" };

@@ -106,8 +106,8 @@ export interface FinalData {
 /** Where a cap stands: points or money of the run, or money of its session or its tenant. */
 export type BudgetLevel = "actions" | "run" | "session" | "tenant_day" | "tenant_month";
 
-/** `denied`: permission or policy said no. `rejected`: a person did, or nobody answered. */
-export type ToolStatus = "ok" | "error" | "skipped" | "denied" | "rejected";
+/** `denied`: permission or policy said no. `rejected`: a person did, or nobody answered. `uncertain`: it may have taken effect. */
+export type ToolStatus = "ok" | "error" | "skipped" | "denied" | "rejected" | "uncertain";
 
 export interface EventData {
   "run.queued": RunInput;

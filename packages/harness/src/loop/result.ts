@@ -23,7 +23,7 @@ export interface RunResult {
   duration_seconds: number;
   /** Names of the tools called, each once, in the order of their first call. */
   tools_called: string[];
-  /** Every call that ended, in the order the model made them. */
+  /** Every call that was begun, in the order the model made them. */
   tool_calls: ToolCallSummary[];
   /** It ended longer ago than contents are kept: output and calls are gone, the totals are not. */
   contents_expired?: true;
@@ -49,7 +49,7 @@ export function resultOf(
     iterations: state.iterations - state.copiedIterations,
     duration_seconds: Math.round(about.durationMs) / 1000,
     tools_called: [...new Set(calls.filter((record) => record.result).map((record) => record.call.name))],
-    tool_calls: calls.flatMap(({ call, result }) =>
+    tool_calls: calls.flatMap(({ call, result, intended }): ToolCallSummary[] =>
       result
         ? [
             {
@@ -60,7 +60,10 @@ export function resultOf(
               status: result.status,
             },
           ]
-        : [],
+        : // It was begun, and nobody saw how it ended.
+          intended
+          ? [{ tool_name: call.name, input: call.input, output: null, duration_ms: 0, status: "uncertain" }]
+          : [],
     ),
     metadata: about.metadata ?? {},
   };
