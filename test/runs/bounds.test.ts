@@ -23,7 +23,9 @@ afterAll(() => bench.close());
 /** What is longer ago than so many ms is over. */
 const lately = 2000;
 
-test("10,000 runs have ended under one snapshot: a heartbeat reads under 50 pages, each duty and an idle look under 500", async () => {
+test("10,000 runs have ended under one snapshot: a heartbeat reads under 50 pages, each duty and an idle look under 500", {
+  timeout: 120_000,
+}, async () => {
   const { pool } = bench;
   const old = await pool.connect();
   await old.query("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM runs");

@@ -6,9 +6,9 @@ import { resolve } from "node:path";
 import { createDelivery, deliveryConfig } from "@drover/delivery";
 import { createEgress, egressConfig } from "@drover/egress";
 import { ToolRegistry } from "@drover/harness";
-import { Isolation, isolationConfig, type LoadedConfig, loadConfigFile } from "@drover/harness/worker";
+import { Isolation, isolationConfig, type LoadedConfig, loadConfigFile, type StrayOwner } from "@drover/harness/worker";
 import { createModels, modelConfig } from "@drover/llm";
-import { loadConfig } from "@drover/protocol";
+import { loadConfig, toWireId } from "@drover/protocol";
 import { openQueue, openSignals, queueConfig } from "@drover/queue";
 import {
   auditConfig,
@@ -34,6 +34,8 @@ export interface WorkerProcess {
   url: string | null;
   /** Resolves when it should be stopped and started anew: it stayed above its memory limit. */
   outgrown: Promise<void>;
+  /** Something was thrown where nobody caught it; logged here. False: whose it is nobody knows, and the process should end. */
+  blame(owner: StrayOwner | undefined, thrown: unknown): boolean;
   /** Hands runs over and closes everything; see `RunWorker.stop`. */
   stop(): Promise<void>;
 }
@@ -52,6 +54,8 @@ export const workerProcessConfig = storageConfig
   .and(isolationConfig)
   .and(workerConfig);
 
+/** Lines about errors of users' code that nobody caught; a flood of them is not written. */
+const mostStrays = 1000;
 /** How long it may stay above its memory limit. */
 const memoryPatienceMs = 10_000;
 
@@ -160,10 +164,26 @@ export async function startWorkerProcess(env: Record<string, string | undefined>
     onPressure: (high) => worker.setPressure(high),
     onOver: () => outgrown.resolve(),
   });
+  let strays = 0;
   let stopped: Promise<void> | undefined;
   return {
     url: port?.url ?? null,
     outgrown: outgrown.promise,
+    blame(owner, thrown) {
+      if (!owner) {
+        logger.fatal({ err: thrown }, "stopping after an error nobody caught");
+        return false;
+      }
+      const { runId, what } = owner;
+      const ended = owner.fail(thrown);
+      // One that comes again and again is told of a few times.
+      if (++strays <= mostStrays)
+        logger.error(
+          { err: thrown, task_id: toWireId("run", runId), what, ended },
+          `${what} left an error that nobody caught${ended ? "; its call fails" : ", after its call was over"}`,
+        );
+      return true;
+    },
     stop() {
       stopped ??= (async () => {
         forgetMemory();

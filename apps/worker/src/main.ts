@@ -1,6 +1,7 @@
 /** The worker as a process: SIGTERM hands its runs over; it also stops when the supervisor that started it is gone. */
 
 import { ConfigError } from "@drover/harness";
+import { strayOwner } from "@drover/harness/worker";
 import { ConfigurationError } from "@drover/protocol";
 import closeWithGrace from "close-with-grace";
 import { startWorkerProcess } from "./index.ts";
@@ -12,10 +13,16 @@ try {
   const worker = await startWorkerProcess(process.env);
   // The worker keeps its own grace; this one only ends a stop that hangs.
   const graceMs = (Number(process.env.SHUTDOWN_GRACE_SECONDS || 25) + 10) * 1000;
-  const { close } = closeWithGrace({ delay: graceMs }, async ({ err }) => {
-    if (err) console.error(err);
-    await worker.stop();
-  });
+  const { close } = closeWithGrace({ delay: graceMs, skip: ["uncaughtException", "unhandledRejection"] }, () =>
+    worker.stop(),
+  );
+  for (const event of ["uncaughtException", "unhandledRejection"] as const)
+    process.on(event, (thrown: unknown) => {
+      // Code of users, whose it is is known: their call fails, and nobody else notices anything.
+      if (worker.blame(strayOwner(), thrown)) return;
+      process.exitCode = 1;
+      void close();
+    });
   void worker.outgrown.then(async () => {
     await worker.stop();
     process.exit(exitOutgrown);

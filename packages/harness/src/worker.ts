@@ -2,6 +2,7 @@
 export { approvalsOf, checkDecision, decisionEntry, statusAfter, type WantedDecision } from "./door/approval.ts";
 export { callTool } from "./door/call.ts";
 export type { DoorAnswer, DoorOptions } from "./door/door.ts";
+export { type StrayOwner, strayOwner } from "./door/stray.ts";
 export { isolationConfig } from "./isolation/config.ts";
 export type { ToolLine } from "./isolation/lines.ts";
 export { Isolation, type IsolationOptions } from "./isolation/pool.ts";

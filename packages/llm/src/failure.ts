@@ -2,7 +2,7 @@
  * Turns whatever a provider, its SDK or the network throws into a `ModelFailure`: which code, worth a retry or not, when,
  * and one sentence for people without a key or a header in it.
  */
-import { scrub } from "@drover/telemetry";
+import { asThrown, scrub } from "@drover/telemetry";
 import type { ModelFailure } from "./model.ts";
 
 export interface FailureContext {
@@ -35,7 +35,8 @@ const ourFault =
   /InvalidPrompt|MissingToolResults|InvalidMessageRole|UnsupportedFunctionality|InvalidArgument|Download/;
 const longestMessage = 400;
 
-export function toFailure(error: unknown, context: FailureContext): FailureWithoutText {
+export function toFailure(thrown: unknown, context: FailureContext): FailureWithoutText {
+  const error = asThrown(thrown);
   const { provider } = context;
   const chain = causes(error);
   const status = chain.map((e) => e.statusCode).find((code) => code !== undefined && (code < 200 || code > 299));

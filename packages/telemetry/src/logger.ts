@@ -4,6 +4,7 @@
  */
 import { type DestinationStream, destination, type Logger, pino } from "pino";
 import { secretShapes } from "./secret-shapes.ts";
+import { asThrown } from "./thrown.ts";
 
 export type { Logger };
 
@@ -46,8 +47,12 @@ export function createLogger(options: { name: string; level?: string; to?: Desti
   );
 }
 
+/** An error may be its own cause. */
+const mostCauses = 5;
+
 /** What of an error is worth a line. Drivers hang whole connections, credentials among them, on their errors. */
-function plainError(error: unknown): unknown {
+function plainError(thrown: unknown, depth = 0): unknown {
+  const error = asThrown(thrown);
   if (!(error instanceof Error)) return error;
   const { name, message, stack, cause } = error;
   const { code } = error as { code?: unknown };
@@ -56,6 +61,6 @@ function plainError(error: unknown): unknown {
     message,
     ...((typeof code === "string" || typeof code === "number") && { code }),
     stack,
-    ...(cause !== undefined && { cause: plainError(cause) }),
+    ...(cause !== undefined && depth < mostCauses && { cause: plainError(cause, depth + 1) }),
   };
 }

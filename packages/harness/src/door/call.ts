@@ -5,6 +5,7 @@
  */
 
 import { given } from "@drover/protocol";
+import { messageOf } from "@drover/telemetry";
 import { type AuditEntry, contentHash } from "../audit/trail.ts";
 import type { AnyTool } from "../library/tool.ts";
 import { traitsOf } from "../library/tool.ts";
@@ -15,7 +16,6 @@ import { applyPolicies, type ChainAnswer } from "../policy/policy.ts";
 import { askPerson, callHash, decisionEntry } from "./approval.ts";
 import type { DoorAnswer, DoorOptions, Outcome, Passed } from "./door.ts";
 import { execute, Interrupted, parseInput, shortened } from "./execute.ts";
-import { messageOf } from "./output.ts";
 import { resolveUncertain } from "./uncertain.ts";
 
 /** Carries out one call as far as it gets now. After a crash in between, `effect` decides what resuming may do. */

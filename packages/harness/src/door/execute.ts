@@ -1,5 +1,6 @@
 /** One execution of a tool within its limits: its time, its output's size and shape, and the run's own end. */
 
+import { asThrown, messageOf } from "@drover/telemetry";
 import { isIsolated, type Place } from "../isolation/isolated.ts";
 import { ProcessLost } from "../isolation/tool-process.ts";
 import type { AnyTool } from "../library/tool.ts";
@@ -8,7 +9,8 @@ import type { RunControl } from "../loop/control.ts";
 import type { ToolProblem, ToolResult } from "../loop/events.ts";
 import type { ToolRecord } from "../loop/fold.ts";
 import type { DoorOptions, Outcome } from "./door.ts";
-import { firstBytes, messageOf, shape, type Written, written } from "./output.ts";
+import { firstBytes, shape, type Written, written } from "./output.ts";
+import { openStray } from "./stray.ts";
 
 export { defaultTimeoutMs };
 
@@ -47,7 +49,7 @@ export async function execute(
     return await ending(tool, record, door, async () => {
       const late = () => door.onLate?.({ tool: tool.name });
       const run = (signal: AbortSignal) => tool.execute(input, contextOf(record, idempotencyKey, signal, door));
-      return await shape(tool, await within(tool, door.control, run, late));
+      return await shape(tool, await within(tool, door, run, late));
     });
   let place: Place;
   try {
@@ -62,7 +64,7 @@ export async function execute(
     return (
       notStarted(record, door.control) ??
       (await ending(tool, record, door, () =>
-        within(tool, door.control, async (signal) => {
+        within(tool, door, async (signal) => {
           const { written } = await place.run("execute", [input], contextOf(record, idempotencyKey, signal, door));
           return written;
         }),
@@ -156,12 +158,13 @@ export function contextOf(
  * only says that it was aborted.
  */
 export async function within<T>(
-  tool: Pick<AnyTool, "timeoutMs">,
-  control: RunControl,
+  tool: Pick<AnyTool, "name" | "timeoutMs">,
+  { runId, control }: Pick<DoorOptions, "runId" | "control">,
   work: (signal: AbortSignal) => T | Promise<T>,
   onLate?: () => void,
 ): Promise<T> {
   const timeoutMs = tool.timeoutMs ?? defaultTimeoutMs;
+  const stray = openStray({ runId, what: `The tool ${tool.name}` });
   const own = new AbortController();
   const givenUp = Promise.withResolvers<never>();
   givenUp.promise.catch(() => {});
@@ -170,18 +173,21 @@ export async function within<T>(
   const onAbort = () => givenUp.reject(new TimedOut(String(own.signal.reason)));
   own.signal.addEventListener("abort", onAbort);
   control.cut.addEventListener("abort", onCut);
-  const working = Promise.resolve().then(() => work(own.signal));
+  const working = Promise.resolve().then(() => stray.run(() => work(own.signal)));
   try {
-    return await Promise.race([working, givenUp.promise]);
-  } catch (error) {
+    return await Promise.race([working, givenUp.promise, stray.failed]);
+  } catch (thrown) {
+    const error = asThrown(thrown);
     if (error instanceof TimedOut)
-      working.then(onLate, (late) => {
+      working.then(onLate, (given) => {
+        const late = asThrown(given);
         if (late !== own.signal.reason && (late as Error | undefined)?.name !== "AbortError") onLate?.();
       });
     if (control.signal.aborted) throw new Interrupted(String(control.cause), { cause: error });
     if (own.signal.aborted) throw error instanceof TimedOut ? error : new TimedOut(String(own.signal.reason));
     throw error;
   } finally {
+    stray.close();
     clearTimeout(timer);
     own.signal.removeEventListener("abort", onAbort);
     control.cut.removeEventListener("abort", onCut);

@@ -62,7 +62,7 @@ async function verify(record: ToolRecord, tool: AnyTool, door: DoorOptions): Pro
   const idempotencyKey = record.idempotencyKey ?? "";
   await door.assertOwned?.();
   try {
-    const answer = await within(tool, door.control, (signal) =>
+    const answer = await within<Verified>(tool, door, (signal) =>
       tool.verify!({ input, idempotencyKey }, contextOf(record, idempotencyKey, signal, door)),
     );
     return isVerified(answer) ? answer : "unknown";

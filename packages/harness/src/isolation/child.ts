@@ -2,9 +2,11 @@
  * A tool's process: imports the module once, then carries out one call at a time. It ends, with all it started, when its parent ends it or is
  * gone.
  */
+
 import { flushCompileCache } from "node:module";
 import { Worker } from "node:worker_threads";
-import { messageOf, shape } from "../door/output.ts";
+import { asThrown, messageOf } from "@drover/telemetry";
+import { shape } from "../door/output.ts";
 import type { AnyTool } from "../library/tool.ts";
 import { howToExport, toolsOf } from "./exports.ts";
 import { type Answer, endOfCall, type ToChild, type ToParent } from "./messages.ts";
@@ -66,8 +68,13 @@ async function answerOf(
   } catch (error) {
     return {
       type: "threw",
-      name: error instanceof Error ? error.name : "",
+      name: nameOf(error),
       message: messageOf(error).slice(0, longestMessage),
     };
   }
+}
+
+function nameOf(thrown: unknown): string {
+  const error = asThrown(thrown);
+  return error instanceof Error ? error.name : "";
 }

@@ -3,8 +3,10 @@
  * policies leave it, its abort obeyed whatever the model does, and a model that throws turned into a failure.
  */
 import type { Model, ModelFailure, ModelMessage, ModelReply, ModelRequest, ModelResult } from "@drover/llm";
+import { messageOf } from "@drover/telemetry";
 import { policyEntry } from "../door/call.ts";
 import type { DoorOptions } from "../door/door.ts";
+import { openStray } from "../door/stray.ts";
 import type { AgentDefinition } from "../library/agent.ts";
 import { applyPolicies, type ChainAnswer } from "../policy/policy.ts";
 import { type MoneyBudget, type Permit, permitCall } from "./budget.ts";
@@ -183,7 +185,7 @@ function rewritten(loop: ReplyOptions, reply: ModelReply, text: string, withheld
 
 /** The model's answer, or a failure the moment the signal aborts: a model that ignores it does not hold the run; its answer is dropped. */
 async function callOrAbort(
-  { model, onLate }: ReplyOptions,
+  { model, runId, onLate }: ReplyOptions,
   request: ModelRequest,
   signal: AbortSignal,
   onText: (delta: string) => void,
@@ -211,9 +213,10 @@ async function callOrAbort(
     const out = half === "" ? whole : whole.slice(0, -1);
     if (out !== "") onText(out);
   };
+  const stray = openStray({ runId, what: `The model ${model.id}` });
   try {
-    const call = model.call(request, { signal, onText: take });
-    const result = await Promise.race([call, aborted.promise]);
+    const call = stray.run(() => model.call(request, { signal, onText: take }));
+    const result = await Promise.race([call, aborted.promise, stray.failed]);
     if (!result.ok && result.code === "aborted")
       call.then(
         (late) => late.ok && onLate?.({ model: model.id }),
@@ -221,8 +224,9 @@ async function callOrAbort(
       );
     return result;
   } catch (error) {
-    return failed("model_error", `${model.id} failed: ${error instanceof Error ? error.message : String(error)}`);
+    return failed("model_error", `${model.id} failed: ${messageOf(error)}`);
   } finally {
+    stray.close();
     over = true;
     signal.removeEventListener("abort", abort);
   }

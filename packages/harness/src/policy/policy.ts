@@ -3,6 +3,7 @@
  * model's words) and says what is to be done with it. The chain asks each in order; the strictest verdict wins, every verdict but
  * `allow` stands in the log with its reason.
  */
+import { asThrown } from "@drover/telemetry";
 import type { Permission } from "../library/tool.ts";
 
 /** `input`: the query and its context. `output`: the text of a model's reply. */
@@ -86,6 +87,7 @@ function ask(policy: Policy, value: unknown, context: PolicyContext): Verdict {
   try {
     return policy.check(value, context);
   } catch (error) {
-    return { action: "block", reason: `the policy failed: ${error instanceof Error ? error.name : "unknown error"}` };
+    const thrown = asThrown(error);
+    return { action: "block", reason: `the policy failed: ${thrown instanceof Error ? thrown.name : "unknown error"}` };
   }
 }
