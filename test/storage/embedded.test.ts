@@ -1,11 +1,12 @@
 import { once } from "node:events";
 import { readFileSync } from "node:fs";
-import { chmod, lstat, mkdtemp, readFile, rm, stat, unlink, writeFile } from "node:fs/promises";
+import { chmod, chown, cp, lstat, mkdir, mkdtemp, readFile, rm, stat, unlink, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { startEmbeddedPostgres } from "@drover/storage";
 import pg from "pg";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { findBinaries, launcher } from "../../packages/storage/src/embedded-programs.ts";
 import { spawnNode } from "../support/process.ts";
 
 const owner = new URL("../support/embedded-owner.ts", import.meta.url);
@@ -195,6 +196,26 @@ describe("embedded Postgres", () => {
     } finally {
       await again.stop();
     }
+  });
+
+  test("works where the system user cannot enter the programs' folder either, as in a clone below root's home", async () => {
+    const { initdb } = await findBinaries();
+    const closed = join(dataDir, "closed");
+    await mkdir(closed, { mode: 0o700 });
+    await cp(dirname(dirname(initdb)), join(closed, "native"), { recursive: true, verbatimSymlinks: true });
+    const program = join(closed, "native/bin/initdb");
+    const cluster = join(dataDir, "cluster");
+    await mkdir(cluster);
+    const { account, start } = await launcher(dataDir, program);
+    if (account) await chown(cluster, account.uid, account.gid);
+    const made = start(program, ["-D", cluster, "-U", "drover", "--no-sync", "--no-instructions"]);
+    let said = "";
+    made.stderr!.on("data", (piece) => {
+      said += piece;
+    });
+    made.stdout!.resume();
+    const [code] = await once(made, "exit");
+    expect([code, said]).toEqual([0, expect.not.stringContaining("error")]);
   });
 
   test("ends by itself when the server is stopped from outside, and tells", async () => {

@@ -68,7 +68,9 @@ export async function launcher(folder: string, program: string): Promise<Launche
     const closed = await firstClosedFolder([folder, program]);
     if (closed) {
       const ids = [`--reuid=${account.uid}`, `--regid=${account.gid}`, "--clear-groups"];
-      prefix.push("setpriv", ...ids, "--inh-caps=+dac_override", "--ambient-caps=+dac_override");
+      // `access(2)`, by which initdb looks for its neighbours, drops what a uid other than root was given, unless told not to.
+      const kept = ["--securebits=+no_setuid_fixup", "--inh-caps=+dac_override", "--ambient-caps=+dac_override"];
+      prefix.push("setpriv", ...ids, ...kept);
       await run(prefix[0]!, [...prefix.slice(1), "true"]).catch(() => {
         throw new Error(
           `Postgres does not run as root, and the user "postgres" cannot enter ${closed}. Start as another user, or use a folder open to all.`,
