@@ -378,6 +378,8 @@ CREATE TABLE workers (
   CONSTRAINT workers_dead CHECK (((dead_at IS NULL) = (cause IS NULL)))
 ) WITH (fillfactor=50);
 
+CREATE INDEX api_keys_revoked ON api_keys USING btree (revoked_at) WHERE (revoked_at IS NOT NULL);
+
 CREATE INDEX approvals_by_run ON approvals USING btree (run_id, id);
 
 CREATE INDEX approvals_by_tenant ON approvals USING btree (tenant, id);

@@ -76,6 +76,30 @@ describe("a key", () => {
     expect(record).toMatchObject({ role: "submitter", revokedAt: expect.any(Date) });
   });
 
+  test("that is revoked ends what is open for it: streams, and answers that are waited for; others' go on", async () => {
+    const [revoked, kept] = [
+      await createKey(world.pool, { tenant: "default", role: "submitter" }),
+      await createKey(world.pool, { tenant: "default", role: "submitter" }),
+    ];
+    const id = await world.submit();
+    const open = (key: string) =>
+      fetch(`${world.url}/query/${id}/events`, {
+        headers: { accept: "text/event-stream", authorization: `Bearer ${key}` },
+      });
+    const [mine, others] = [await open(revoked.key), await open(kept.key)];
+    const waiting = world.get(`/query/status/${id}?wait=60`, { key: revoked.key });
+    await revokeKey(world.pool, revoked.id);
+    expect(await mine.text()).toContain("run.queued");
+    expect((await waiting).body.status).toBe("queued");
+    await expect.poll(async () => (await open(revoked.key)).status, { timeout: 5000, interval: 50 }).toBe(401);
+    const reader = others.body!.getReader();
+    await reader.read();
+    await world.post(`/query/${id}/cancel`);
+    let rest = "";
+    for (let piece = await reader.read(); !piece.done; piece = await reader.read()) rest += Buffer.from(piece.value);
+    expect(rest).toContain("run.cancelled");
+  });
+
   test("that is made after it was refused works soon", async () => {
     const later = "a-key-that-comes-later";
     expect((await world.get("/query", { key: later })).status).toBe(401);

@@ -9,7 +9,7 @@ import { faultOf, isMigrated, openPool, postgresBlobs } from "@drover/storage";
 import { addSecret, collectProcessMetrics, createLogger, type Logger } from "@drover/telemetry";
 import type { ApiProcessConfig } from "./config.ts";
 import type { AgentInfo, App, Context, Services } from "./context.ts";
-import { bootstrap } from "./keys.ts";
+import { bootstrap, KeyRing } from "./keys.ts";
 import { countSubmissions } from "./observe.ts";
 import { buildServer } from "./server.ts";
 
@@ -67,6 +67,7 @@ export async function startApi(config: ApiProcessConfig, deps: ApiDeps = {}): Pr
     agents: deps.agents ?? { default: {} },
     models: deps.models ?? null,
     tools: deps.tools ?? new ToolRegistry(),
+    keys: new KeyRing(pool),
     pool,
     blobs: postgresBlobs(pool),
     signals,

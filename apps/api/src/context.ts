@@ -15,7 +15,7 @@ import type {
 import type { ZodTypeProvider } from "fastify-type-provider-zod";
 import type { z } from "zod";
 import type { ApiProcessConfig } from "./config.ts";
-import type { Caller, Scope } from "./keys.ts";
+import type { Caller, KeyRing, Scope } from "./keys.ts";
 
 /** What the API must know of an agent. */
 export type AgentInfo = Pick<AgentDefinition, "maxIterations" | "actionBudget">;
@@ -27,6 +27,8 @@ export interface Context {
   models: readonly string[] | null;
   /** For their schemas: edited arguments are held against them. Nothing is called here. */
   tools: Pick<ToolRegistry, "get">;
+  /** Who may come in. */
+  keys: KeyRing;
   pool: Pool;
   blobs: Blobs;
   signals: Signals;

@@ -209,14 +209,28 @@ async function createTenant(db: Queryable, tenant: string, webhookSecret: string
   ]);
 }
 
-const rememberMs = { known: 4000, unknown: 1000 };
+/** A known key is looked up again after a minute, as long as revocations are seen; else at once, nearly. */
+const rememberMs = { watched: 60_000, unknown: 1000 };
+/** Between two looks for keys that were revoked. */
+const watchMs = 500;
+/** Without a request or a stream for so long nobody looks, ms. */
+const idleMs = 5000;
 const mostRemembered = { known: 10_000, unknown: 1000 };
 const longestKey = 512;
 
-/** Looks up keys, at most one statement per key at a time. Comparison is of hashes, by the database's index: timing tells nothing of a key. */
+/**
+ * Looks up keys, at most one statement per key at a time. Comparison is of hashes, by the database's index: timing tells nothing of a key. While it is in use it
+ * looks twice a second whose keys were revoked: those are forgotten, and what is open for them ends.
+ */
 export class KeyRing {
   readonly #db: Queryable;
-  readonly #known = new Map<string, { caller: Caller; until: number }>();
+  readonly #known = new Map<string, { caller: Caller; at: number }>();
+  /** What is open, by the key's id. */
+  readonly #open = new Map<string, Set<() => void>>();
+  #usedAt = Number.NEGATIVE_INFINITY;
+  /** The begin of the last look for revocations that was answered. */
+  #watchedAt = Number.NEGATIVE_INFINITY;
+  #watching = false;
   readonly #unknown = new Map<string, number>();
   readonly #underWay = new Map<string, Promise<Caller | null>>();
 
@@ -229,8 +243,11 @@ export class KeyRing {
     if (key === "" || key.length > longestKey) return null;
     const digest = hash("sha256", key, "base64");
     const now = performance.now();
+    this.#usedAt = now;
+    if (!this.#watching) void this.#watch();
     const known = this.#known.get(digest);
-    if (known && known.until > now) return known.caller;
+    const isWatched = now - this.#watchedAt < 2 * watchMs;
+    if (known && now - known.at < (isWatched ? rememberMs.watched : watchMs)) return known.caller;
     if ((this.#unknown.get(digest) ?? 0) > now) return null;
     let lookup = this.#underWay.get(digest);
     if (!lookup) {
@@ -256,8 +273,43 @@ export class KeyRing {
     }
     const caller: Caller = { tenant: row.tenant, role: row.role, keyId: toWireId("key", row.id) };
     makeRoom(this.#known, mostRemembered.known);
-    this.#known.set(digest, { caller, until: askedAt + rememberMs.known });
+    this.#known.set(digest, { caller, at: askedAt });
     return caller;
+  }
+
+  /** `end` is called when this key is revoked, within about a second. Returns what to call once it is over. */
+  hold(keyId: string, end: () => void): () => void {
+    const held = this.#open.get(keyId) ?? new Set();
+    held.add(end);
+    this.#open.set(keyId, held);
+    if (!this.#watching) void this.#watch();
+    return () => {
+      held.delete(end);
+      if (held.size === 0 && this.#open.get(keyId) === held) this.#open.delete(keyId);
+    };
+  }
+
+  async #watch(): Promise<void> {
+    this.#watching = true;
+    while (this.#open.size > 0 || performance.now() - this.#usedAt < idleMs) {
+      const askedAt = performance.now();
+      try {
+        const { rows } = await this.#db.query<{ id: string }>(
+          "SELECT id FROM api_keys WHERE revoked_at > now() - interval '1 minute'",
+        );
+        for (const { id } of rows) this.#forget(toWireId("key", id));
+        this.#watchedAt = askedAt;
+      } catch {
+        // Postgres is away: what is remembered grows old, and is asked for.
+      }
+      await new Promise((resolve) => setTimeout(resolve, watchMs).unref());
+    }
+    this.#watching = false;
+  }
+
+  #forget(keyId: string): void {
+    for (const [digest, { caller }] of this.#known) if (caller.keyId === keyId) this.#known.delete(digest);
+    for (const end of this.#open.get(keyId) ?? []) end();
   }
 }
 

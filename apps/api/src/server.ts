@@ -9,7 +9,6 @@ import { z } from "zod";
 import { authentication } from "./auth.ts";
 import { requireKept, textOf, unstorable } from "./body.ts";
 import type { App, Context, Services } from "./context.ts";
-import { KeyRing } from "./keys.ts";
 import { registerOpenApi } from "./openapi.ts";
 import { frontPage, pageHeaders } from "./pages.ts";
 import { invalid, problemContentType, sendProblem, toFieldErrors, unknownField } from "./problems.ts";
@@ -135,7 +134,7 @@ export async function buildServer(context: Context, services: () => Services | n
       .serializer(String)
       .send(frontPage(version) as never),
   );
-  const authenticate = authentication(new KeyRing(context.pool));
+  const authenticate = authentication(context.keys);
   const comeIn: onRequestHookHandler = (request, reply, done) => {
     if (services()) authenticate(request, reply, done);
     else done(notReady());

@@ -23,6 +23,7 @@ import { ripeIndexes } from "./migrations/0016_ripe_indexes.ts";
 import { unripe } from "./migrations/0017_unripe.ts";
 import { namedBy } from "./migrations/0018_named_by.ts";
 import { claimedBy } from "./migrations/0019_claimed_by.ts";
+import { revoked } from "./migrations/0020_revoked.ts";
 import { ensurePartitions } from "./partitions.ts";
 
 type Migrations = Record<string, Migration | Concurrent>;
@@ -47,6 +48,7 @@ export const migrations: Migrations = {
   "0017_unripe": unripe,
   "0018_named_by": namedBy,
   "0019_claimed_by": claimedBy,
+  "0020_revoked": revoked,
 };
 
 /** The newest migration this code knows: what `/ready` compares the database with. */

@@ -37,7 +37,7 @@ export function feedRoutes(app: App, context: Context): void {
       if (page.lastSeq === after) {
         if ((await lastFeedSeq(pool, tenant)) < after) throw invalid([{ path: "after", message: beyondTheEnd }]);
         if (wait) {
-          const signal = untilClosed(reply, context.stopping);
+          const signal = untilClosed(reply, context);
           await waitForFeed({ db: pool, signals, tenant, after, waitMs: wait * 1000, signal });
           page = await readPage(tenant, after, limit);
         }

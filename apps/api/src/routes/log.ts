@@ -94,7 +94,7 @@ export function logRoutes(app: App, context: Context): void {
     if (isFinal(run.status) && after === run.lastSeq) return reply.code(204).send();
     const { raw } = reply;
     const taskId = reply.request.params as { id: string };
-    const gone = untilClosed(reply, context.stopping);
+    const gone = untilClosed(reply, context);
     raw.on("error", () => {});
     reply.hijack();
     raw.writeHead(200, {

@@ -94,7 +94,7 @@ export function runRoutes(app: App, context: Context): void {
       const isNews = (seen: { status: RunStatus; lastSeq: number }) =>
         known.length > 0 ? !isKnown(known, seen.lastSeq) : isFinal(seen.status);
       if (wait && !isNews(run) && !isFinal(run.status)) {
-        const signal = untilClosed(reply, context.stopping);
+        const signal = untilClosed(reply, context);
         await waitForRun({ db: pool, blobs, signals, tenant, runId: run.id, signal, waitMs: wait * 1000 }, isNews);
         run = await readOwn(tenant, request.params.id);
       }

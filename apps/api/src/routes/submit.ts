@@ -104,7 +104,7 @@ export function submitRoutes(app: App, context: Context): void {
       const preferred = preferredWait(request);
       const made = await submit(request, request.body);
       const { pool, blobs, signals } = context;
-      const gone = untilClosed(reply, context.stopping);
+      const gone = untilClosed(reply, context);
       await waitForRun({
         db: pool,
         blobs,
