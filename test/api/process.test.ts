@@ -146,6 +146,23 @@ test("a connection that never sent a request does not hold up the end", async ()
   silent.destroy();
 });
 
+test("an upload that takes for ever does not hold up the end, nor make it a failure", async () => {
+  const api = start({ SHUTDOWN_GRACE_SECONDS: "3" });
+  const { port } = new URL(await urlOf(api));
+  const slow = connect(Number(port), "127.0.0.1");
+  slow.on("error", () => {});
+  await once(slow, "connect");
+  slow.write(
+    `POST /query HTTP/1.1\r\nhost: x\r\nauthorization: ${authorization}\r\ncontent-type: application/json\r\ncontent-length: 100000\r\n\r\n{`,
+  );
+  const dripping = setInterval(() => slow.write(" "), 100);
+  const closed = once(slow, "close");
+  await fetch(`http://127.0.0.1:${port}/health`);
+  expect(await api.kill("SIGTERM")).toEqual({ code: 0, signal: null });
+  clearInterval(dripping);
+  await closed;
+});
+
 test("it ends when its parent does", async () => {
   const child = fork(main.pathname, [], {
     env: { ...process.env, ...env(), NODE_OPTIONS: "" },

@@ -148,7 +148,11 @@ export async function startApi(config: ApiProcessConfig, deps: ApiDeps = {}): Pr
           app.server.closeIdleConnections();
           closeSilent();
         }, 50);
+        // What is not over by then (an upload of a byte a second) cannot be answered: its client tries again elsewhere.
+        const graceMs = config.SHUTDOWN_GRACE_SECONDS * 1000;
+        const cut = setTimeout(() => app.server.closeAllConnections(), Math.max(graceMs - lastMs, graceMs / 2));
         await app.close();
+        clearTimeout(cut);
         clearInterval(sweep);
         await closeConnections();
       })();
@@ -156,6 +160,9 @@ export async function startApi(config: ApiProcessConfig, deps: ApiDeps = {}): Pr
     },
   };
 }
+
+/** How long before the end of its grace a process cuts what still stands open, ms. */
+const lastMs = 2000;
 
 /** Wrong password, unknown user or database: whoever starts us must hear of it at once. */
 const isRefusal = (error: unknown): boolean => /^(28...|3D000)$/.test(String((error as { code?: unknown }).code));
