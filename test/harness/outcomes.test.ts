@@ -146,6 +146,18 @@ const cases: Case[] = [
     message: /used up its 2 iterations/,
     status: "partial",
     output: "Step one.",
+    // The last one wraps up.
+    calls: 3,
+  },
+  {
+    what: "max_iterations, with an answer in the turn that wraps up",
+    script: [{ toolCalls: [{ name: "unknown" }] }, "What I have so far."],
+    options: () => ({ maxIterations: 1 }),
+    error: LoopLimitExceededError,
+    code: "iteration_limit",
+    message: /used up its 1 iterations/,
+    status: "partial",
+    output: "What I have so far.",
     calls: 2,
   },
   {
@@ -156,7 +168,7 @@ const cases: Case[] = [
     code: "iteration_limit",
     message: /used up its 1 iterations/,
     status: "error",
-    calls: 1,
+    calls: 2,
   },
   {
     what: "an unsafe tool that may have run before a crash, and a person who does not know either",

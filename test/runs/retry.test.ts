@@ -156,9 +156,10 @@ test("a run out of iterations gets as many anew, and no two calls ever have one 
   expect((await world.rest(second)).run).toMatchObject({ stopReason: "iteration_limit", iterations: 2 });
   const third = await retry(second, { changes: { max_iterations: 1 } });
   const { run, log, outcome } = await world.rest(third);
-  expect(run).toMatchObject({ stopReason: "iteration_limit", iterations: 1, steps: 2 });
+  expect(run).toMatchObject({ stopReason: "iteration_limit", iterations: 1, steps: 3 });
   expect(outcome!.error!.message).toContain("its 1 iterations");
-  expect(dataOf(log, "model.call").map(({ iteration }) => iteration)).toEqual([1, 2, 3, 4, 5]);
+  const turns = dataOf(log, "model.call").filter(({ wrap_up }) => !wrap_up);
+  expect(turns.map(({ iteration }) => iteration)).toEqual([1, 2, 3, 4, 5]);
   expect(made.map(([, note]) => note)).toEqual(["0", "1", "2", "3", "4"]);
   expect(made.map(([, , key]) => key)).toEqual([
     `${first}:1:0`,

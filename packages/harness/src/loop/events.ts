@@ -135,7 +135,7 @@ export interface EventData {
     duration_ms: number;
     /** The last turn, and what made it the last. */
     wrap_up?: true;
-    wrap_up_for?: "budget";
+    wrap_up_for?: "budget" | "iterations";
     /** A policy asks a person before this answer goes out, or has withheld it. */
     held?: true;
     withheld?: true;

@@ -68,7 +68,7 @@ export interface RunState {
   /** Text of a call that was cut or is under way. */
   partialText: string;
   /** What the wrap-up turn was for, once it was taken. */
-  wrappedUp: "time" | "budget" | undefined;
+  wrappedUp: "time" | "budget" | "iterations" | undefined;
   usage: { input: number; output: number; cached: number };
   /** The input of the latest model call, as its provider counted it. */
   lastInputTokens: number;

@@ -42,8 +42,13 @@ export type LoopOutcome =
 
 /** Retries in place: at most two for one step, and 5 s together. They are not attempts. */
 const inPlace = { most: 2, firstMs: 400, togetherMs: 5000 };
-const wrapUpPrompt = (over: "time" | "budget") =>
-  `The ${over} for this task is ${over === "time" ? "over" : "used up"}. Do not call any tool. Give the best final answer you can from what you have so far, and say briefly what is missing.`;
+const isOver = {
+  time: "time for this task is over",
+  budget: "budget for this task is used up",
+  iterations: "turns for this task are used up",
+};
+const wrapUpPrompt = (why: keyof typeof isOver) =>
+  `The ${isOver[why]}. Do not call any tool. Give the best final answer you can from what you have so far, and say briefly what is missing.`;
 
 export async function runLoop(options: LoopOptions): Promise<LoopOutcome> {
   const { state, control } = options;
@@ -76,6 +81,7 @@ async function takeTurns(loop: LoopOptions): Promise<LoopOutcome> {
     const refused = refusal(state);
     if (refused) return refused;
     if (state.wrappedUp === "budget") return early(state, "budget", budgetMessage(state));
+    if (state.wrappedUp === "iterations") return early(state, "iteration_limit", iterationsMessage(maxIterations));
     if (state.wrappedUp) return early(state, control.limit, limitMessage(control));
     if (openCalls(state).length > 0) {
       if (control.draining) return { kind: "handover" };
@@ -94,15 +100,14 @@ async function takeTurns(loop: LoopOptions): Promise<LoopOutcome> {
       const kept = await checkInput(loop);
       if (kept) return kept;
     }
-    if (state.iterations - state.copiedIterations >= maxIterations)
-      return early(state, "iteration_limit", `The run used up its ${maxIterations} iterations.`);
     if (state.caps.costNanos !== undefined && state.unpriced)
       return early(state, "price_unknown", `The model ${loop.model.id} did not say what its call cost.`);
     await loop.assertOwned?.();
     if (control.signal.aborted) continue;
     const outOfTime = control.softReached || control.cut.aborted;
-    if (outOfTime || state.exhausted) {
-      const why = outOfTime ? "time" : "budget";
+    const outOfTurns = state.iterations - state.copiedIterations >= maxIterations;
+    if (outOfTime || state.exhausted || outOfTurns) {
+      const why = outOfTime ? "time" : state.exhausted ? "budget" : "iterations";
       const failure = await callModel(loop, wrapUpTurn(loop, why));
       // The turn is used up even when it failed: what there is already is the answer.
       if (failure && "why" in failure && failure.why === "exhausted") state.exhausted ??= failure.level;
@@ -306,7 +311,7 @@ async function callModel(loop: LoopOptions, turn: Turn): Promise<ModelFailure | 
 }
 
 /** The last turn of a run at its limit of time or money: no tools, few tokens, and only what is left of either. */
-function wrapUpTurn({ state, control }: LoopOptions, why: "time" | "budget"): Turn {
+function wrapUpTurn({ state, control }: LoopOptions, why: "time" | "budget" | "iterations"): Turn {
   const cutText = state.partialText.trim() ? plainReply(state.partialText, []) : [];
   const messages: ModelMessage[] = [...conversation(state), ...cutText, { role: "user", content: wrapUpPrompt(why) }];
   return { messages, signal: control.signal, wrapUp: why };
@@ -321,6 +326,8 @@ async function keepText(loop: LoopOptions, turn: Turn, text: string): Promise<vo
   if (shown !== null)
     await loop.append({ type: "model.partial", data: { iteration: state.iterations + 1, text: shown, cut: true } });
 }
+
+const iterationsMessage = (most: number): string => `The run used up its ${most} iterations.`;
 
 function budgetMessage({ caps, costNanos, exhausted, spentPoints }: RunState): string {
   switch (exhausted) {

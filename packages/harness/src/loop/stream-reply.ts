@@ -29,7 +29,7 @@ export interface Turn {
   messages: ModelMessage[];
   signal: AbortSignal;
   /** The last turn, and what makes it the last: no tools, few tokens. */
-  wrapUp?: "time" | "budget";
+  wrapUp?: "time" | "budget" | "iterations";
 }
 
 /** Why a call was not made. */
@@ -274,7 +274,7 @@ function replyEvent(
       cost_usd: reply.costNanos === null ? null : toUsd(reply.costNanos),
       duration_ms: Math.round(performance.now() - startedAt),
       ...(wrapUp && { wrap_up: true }),
-      ...(wrapUp === "budget" && { wrap_up_for: wrapUp }),
+      ...(wrapUp !== undefined && wrapUp !== "time" && { wrap_up_for: wrapUp }),
     },
   };
 }
