@@ -59,6 +59,8 @@ export interface ModelReply {
   finishReason: string;
   /** The provider's own word, where it says more: `pause_turn`, say. */
   rawFinishReason?: string | undefined;
+  /** The provider's id of the answer. */
+  requestId?: string | undefined;
   usage: Usage;
   /** Price of this call in nano-USD; null when the model's price is not known or the provider reports no usage. */
   costNanos: number | null;

@@ -106,6 +106,7 @@ function finished(model: ProviderModelOptions, reply: Reply, finishReason: strin
     messages: reply.messages(),
     finishReason,
     rawFinishReason: reply.rawFinishReason,
+    requestId: reply.id,
     ...counted(model, reply),
   };
 }

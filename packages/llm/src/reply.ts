@@ -22,6 +22,8 @@ export class Reply {
   inputSoFar: { input: number; cached: number; cacheWrite: number } | undefined;
   /** Something has come. */
   began = false;
+  /** The provider's id of the answer: what its support asks for. */
+  id: string | undefined;
   readonly #content: ContentPart[] = [];
   readonly #open = new Map<string, { text: string; providerOptions?: Metadata }>();
   readonly #conversation: ModelMessage[];
@@ -73,6 +75,9 @@ export class Reply {
         return "";
       case "tool-call":
         this.#call(part);
+        return "";
+      case "model-call-response-metadata":
+        this.id ??= part.id;
         return "";
       case "model-call-end":
         this.finishReason = part.finishReason;

@@ -133,6 +133,10 @@ export interface EventData {
     usage: { input: number; output: number; cached: number };
     cost_usd: number | null;
     duration_ms: number;
+    /** From the call to its first text. */
+    ttft_ms?: number;
+    /** The provider's id of the answer. */
+    provider_request_id?: string;
     /** The last turn, and what made it the last. */
     wrap_up?: true;
     wrap_up_for?: "budget" | "iterations";

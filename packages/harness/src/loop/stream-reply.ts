@@ -91,7 +91,9 @@ async function stream(loop: ReplyOptions, turn: Turn, request: ModelRequest): Pr
         recording = undefined;
       });
   }, loop.partialEveryMs ?? 5000);
+  let firstAt: number | undefined;
   const answered = await callOrAbort(loop, request, turn.signal, (delta) => {
+    firstAt ??= performance.now();
     text += delta;
     try {
       if (!judged) loop.onText?.(delta);
@@ -103,7 +105,7 @@ async function stream(loop: ReplyOptions, turn: Turn, request: ModelRequest): Pr
   await recording;
   if (broken) throw broken.error;
   const result = silence(loop, turn, answered);
-  if (result.ok) await recordReply(loop, turn, result, { iteration, startedAt });
+  if (result.ok) await recordReply(loop, turn, result, { iteration, startedAt, firstAt });
   return result;
 }
 
@@ -144,7 +146,7 @@ async function recordReply(
   loop: ReplyOptions,
   turn: Turn,
   reply: ModelReply,
-  about: { iteration: number; startedAt: number },
+  about: { iteration: number; startedAt: number; firstAt: number | undefined },
 ): Promise<void> {
   if (!judgesOutput(loop) || reply.text === "") return await loop.append(replyEvent(loop, turn, reply, about));
   const { action, value, findings } = judge(loop, reply.text);
@@ -255,7 +257,7 @@ function replyEvent(
   { model }: ReplyOptions,
   { wrapUp }: Turn,
   reply: ModelReply,
-  { iteration, startedAt }: { iteration: number; startedAt: number },
+  { iteration, startedAt, firstAt }: { iteration: number; startedAt: number; firstAt: number | undefined },
 ): NewEvent {
   const calls = wrapUp ? [] : reply.toolCalls;
   const plain = JSON.stringify(plainReply(reply.text, calls)) === JSON.stringify(reply.messages);
@@ -273,6 +275,8 @@ function replyEvent(
       usage: reply.usage,
       cost_usd: reply.costNanos === null ? null : toUsd(reply.costNanos),
       duration_ms: Math.round(performance.now() - startedAt),
+      ...(firstAt !== undefined && { ttft_ms: Math.round(firstAt - startedAt) }),
+      ...(reply.requestId !== undefined && { provider_request_id: reply.requestId.slice(0, 200) }),
       ...(wrapUp && { wrap_up: true }),
       ...(wrapUp !== undefined && wrapUp !== "time" && { wrap_up_for: wrapUp }),
     },
