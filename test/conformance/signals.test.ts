@@ -62,6 +62,38 @@ function contract(pair: () => Promise<{ here: Signals; there: Signals }>): void 
     ]);
   });
 
+  test("brings text with its place, also where it is cut into pieces; a call that is made again begins anew", async () => {
+    const { here, there } = await pair();
+    const runId = randomUUID();
+    const probe = listener();
+    there.follow(runId, probe);
+    await heard(here, runId, probe);
+    const texts = new Map<number, string>();
+    there.follow(runId, {
+      news: () => {},
+      delta: (_epoch, text, at) => {
+        const { iteration, offset } = at!;
+        // What anybody would do with it.
+        texts.set(iteration, (texts.get(iteration) ?? "").slice(0, offset) + text);
+      },
+    });
+    const long = "ж🦆".repeat(8000);
+    let offset = 0;
+    for (const piece of ["cut ", "off"]) {
+      here.delta(runId, 1, piece, { iteration: 1, offset });
+      offset += piece.length;
+    }
+    here.delta(runId, 1, "again ", { iteration: 1, offset: 0 });
+    here.delta(runId, 1, long, { iteration: 1, offset: 6 });
+    here.delta(runId, 1, "next", { iteration: 2, offset: 0 });
+    await expect
+      .poll(() => [...texts], patience)
+      .toEqual([
+        [1, `again ${long}`],
+        [2, "next"],
+      ]);
+  });
+
   test("brings a run's text before the news that follows it", async () => {
     const { here, there } = await pair();
     const runId = randomUUID();

@@ -5,7 +5,7 @@ export type Channel = "live" | "interest" | "bells";
 
 export type Part =
   | [kind: "news", runId: string]
-  | [kind: "delta", runId: string, epoch: number, text: string]
+  | [kind: "delta", runId: string, epoch: number, text: string, iteration?: number, offset?: number]
   | [kind: "ring", bell: string]
   | [kind: "follow", runId: string]
   /** Asks everybody to say what they follow. */
@@ -56,14 +56,21 @@ export function packMessages(origin: string, number: () => number, parts: Part[]
     const bytes = Buffer.byteLength(JSON.stringify(part)) + 1;
     if (bytes > room) {
       if (part[0] !== "delta") return;
-      const [kind, runId, epoch, text] = part;
+      const [kind, runId, epoch, text, ...at] = part;
       let middle = text.length >> 1;
       if (middle === 0) return;
       const unit = text.charCodeAt(middle);
       // Not between the two halves of one character.
       if (unit >= 0xdc00 && unit <= 0xdfff && middle > 1) middle--;
-      add([kind, runId, epoch, text.slice(0, middle)]);
-      add([kind, runId, epoch, text.slice(middle)]);
+      const [iteration, offset] = at;
+      add([kind, runId, epoch, text.slice(0, middle), ...at]);
+      add([
+        kind,
+        runId,
+        epoch,
+        text.slice(middle),
+        ...(offset === undefined ? [] : [iteration, offset + middle]),
+      ] as Part);
       return;
     }
     if (size + bytes > room) close();

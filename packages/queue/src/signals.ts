@@ -12,18 +12,24 @@ import { postgresWire } from "./signals-postgres.ts";
 import { redisWire } from "./signals-redis.ts";
 import { type Channel, type Part, packMessages, type Wire, type WireEvents } from "./signals-wire.ts";
 
+/** Where a piece stands: of which model call, and after how many characters (UTF-16) of its text. A call that is made again begins at 0 again. */
+export interface TextPlace {
+  iteration: number;
+  offset: number;
+}
+
 export interface Follower {
   /** The run's log grew, or may have (also called after a lost connection is back). */
   news(): void;
   /** A piece of the reply that is being streamed, in order within one epoch. A new epoch begins anew. */
-  delta?(epoch: number, text: string): void;
+  delta?(epoch: number, text: string, at?: TextPlace): void;
 }
 
 export interface Signals {
   /** The run's log grew. Gathered within one turn of the event loop; sent only when somebody follows the run. */
   news(runId: string): void;
   /** Text as it streams, gathered for 50 ms; sent only when somebody follows the run. `epoch` is the owner's. */
-  delta(runId: string, epoch: number, text: string): void;
+  delta(runId: string, epoch: number, text: string, at?: TextPlace): void;
   /**
    * Be told about one run until the returned function is called. Publishers learn of it within milliseconds, and again every
    * 10 s; what happened before they did is not told.
@@ -75,7 +81,7 @@ function createSignals(logger: Logger, connect?: (events: WireEvents) => Wire): 
 
   let news = new Set<string>();
   let rings = new Set<string>();
-  let deltas = new Map<string, { epoch: number; text: string }[]>();
+  let deltas = new Map<string, { epoch: number; text: string; at: TextPlace | undefined }[]>();
   let flushScheduled = false;
   let deltaTimer: NodeJS.Timeout | undefined;
   let closed = false;
@@ -92,8 +98,8 @@ function createSignals(logger: Logger, connect?: (events: WireEvents) => Wire): 
   function tellNews(runId: string): void {
     for (const follower of [...(followers.get(runId) ?? [])]) call(() => follower.news());
   }
-  function tellDelta(runId: string, epoch: number, text: string): void {
-    for (const follower of [...(followers.get(runId) ?? [])]) call(() => follower.delta?.(epoch, text));
+  function tellDelta(runId: string, epoch: number, text: string, at: TextPlace | undefined): void {
+    for (const follower of [...(followers.get(runId) ?? [])]) call(() => follower.delta?.(epoch, text, at));
   }
   function tellRing(bell: string): void {
     for (const listener of [...(bells.get(bell) ?? [])]) call(listener);
@@ -166,8 +172,10 @@ function createSignals(logger: Logger, connect?: (events: WireEvents) => Wire): 
       }
       for (const part of parts) {
         if (part[0] === "news") tellNews(part[1]);
-        else if (part[0] === "delta") tellDelta(part[1], part[2], part[3]);
-        else if (part[0] === "ring") tellRing(part[1]);
+        else if (part[0] === "delta") {
+          const [, runId, epoch, piece, iteration, offset] = part;
+          tellDelta(runId, epoch, piece, offset === undefined ? undefined : { iteration: iteration ?? 0, offset });
+        } else if (part[0] === "ring") tellRing(part[1]);
         else if (part[0] === "follow") followedElsewhere.set(part[1], performance.now() + interestMs);
         else if (part[0] === "who" && followers.size > 0) announce();
       }
@@ -218,9 +226,9 @@ function createSignals(logger: Logger, connect?: (events: WireEvents) => Wire): 
     if (!pieces) return;
     deltas.delete(runId);
     const elsewhere = isFollowedElsewhere(runId);
-    for (const { epoch, text } of pieces) {
-      if (elsewhere) parts.push(["delta", runId, epoch, text]);
-      tellDelta(runId, epoch, text);
+    for (const { epoch, text, at } of pieces) {
+      if (elsewhere) parts.push(["delta", runId, epoch, text, ...(at ? [at.iteration, at.offset] : [])] as Part);
+      tellDelta(runId, epoch, text, at);
     }
   }
   function flushAllDeltas(): void {
@@ -236,20 +244,23 @@ function createSignals(logger: Logger, connect?: (events: WireEvents) => Wire): 
       news.add(runId);
       schedule();
     },
-    delta(runId, epoch, text) {
+    delta(runId, epoch, text, at) {
       if (closed || text === "" || !(followers.has(runId) || isFollowedElsewhere(runId))) return;
       const pieces = deltas.get(runId);
       const last = pieces?.at(-1);
-      if (!pieces) deltas.set(runId, [{ epoch, text }]);
-      else if (last?.epoch === epoch) last.text += text;
-      else pieces.push({ epoch, text });
+      if (!pieces) deltas.set(runId, [{ epoch, text, at }]);
+      else if (last?.epoch === epoch && goesOn(last, at)) last.text += text;
+      else pieces.push({ epoch, text, at });
       deltaTimer ??= setTimeout(flushAllDeltas, deltaMs);
     },
     follow(runId, follower) {
       wire?.subscribe("live");
       const set = followers.get(runId);
       // A copy of its own: the same object may follow twice.
-      const mine: Follower = { news: () => follower.news(), delta: (epoch, text) => follower.delta?.(epoch, text) };
+      const mine: Follower = {
+        news: () => follower.news(),
+        delta: (epoch, text, at) => follower.delta?.(epoch, text, at),
+      };
       if (set) set.add(mine);
       else {
         followers.set(runId, new Set([mine]));
@@ -292,3 +303,7 @@ function createSignals(logger: Logger, connect?: (events: WireEvents) => Wire): 
     },
   };
 }
+
+/** Whether a piece at this place comes right after the one before. */
+const goesOn = (last: { text: string; at: TextPlace | undefined }, at: TextPlace | undefined): boolean =>
+  !at || !last.at || (last.at.iteration === at.iteration && last.at.offset + last.text.length === at.offset);

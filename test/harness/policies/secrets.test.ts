@@ -63,6 +63,19 @@ describe("redacts what it was told of", () => {
     expect(redacted(policy, { hunter2hunter2: 97531864 })).toEqual({ "[secret]": "[secret]" });
   });
 
+  it("by this process's environment, as the documentation has it", () => {
+    process.env.SOME_API_KEY = "a-secret-of-this-process";
+    const { action, value } = secrets({ env: process.env }).check(
+      "it is a-secret-of-this-process",
+      {} as never,
+    ) as never as {
+      action: string;
+      value: unknown;
+    };
+    delete process.env.SOME_API_KEY;
+    expect([action, value]).toEqual(["redact", "it is [secret]"]);
+  });
+
   it("by the names of an environment, and the passwords of its URLs", () => {
     const env = {
       OPENAI_API_KEY: "not-by-shape-1",

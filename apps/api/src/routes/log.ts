@@ -39,8 +39,8 @@ export function logRoutes(app: App, context: Context): void {
       summary: "The log of a query",
       description:
         "As JSON: pages, oldest first. As `text/event-stream`: every event with its `seq` as `id` and its `type` as `event`, as it " +
-        "happens, until the final one; between them `delta` events without an id, `{ task_id, epoch, text }`, with the model's text " +
-        "as it streams (a new `epoch` begins the text anew). Comments every 15 s keep the connection alive.",
+        "happens, until the final one; between them `delta` events without an id, `{ task_id, epoch, iteration, offset, text }`, with the model's text " +
+        "as it streams: `offset` characters (UTF-16) into the reply of this `iteration`; a call that is made again begins at 0 again, and a new `epoch` begins anew. Comments every 15 s keep the connection alive.",
       params: z.object({ id: z.string().describe("`run_…`") }),
       querystring: z.strictObject({
         ...pageQuery,
@@ -122,8 +122,8 @@ export function logRoutes(app: App, context: Context): void {
           runId: run.id,
           after: seen,
           signal: gone,
-          onDelta: (epoch, text) =>
-            offer(`event: delta\ndata: ${JSON.stringify({ task_id: taskId.id, epoch, text })}\n\n`),
+          onDelta: (epoch, text, at) =>
+            offer(`event: delta\ndata: ${JSON.stringify({ task_id: taskId.id, epoch, ...at, text })}\n\n`),
         });
         for await (const event of events) {
           const data = JSON.stringify(eventAnswer(event));

@@ -20,7 +20,7 @@ export interface ReplyOptions extends DoorOptions {
   budget: MoneyBudget;
   onBudget: "stop" | "pause";
   /** The reply's text as it streams. Silent while a policy looks at outputs: what it would take out must not be out already. */
-  onText?(delta: string): void;
+  onText?(delta: string, at: { iteration: number; offset: number }): void;
   /** Longest silence between two `model.partial` of one call, ms (default 5,000). */
   partialEveryMs?: number;
 }
@@ -94,9 +94,10 @@ async function stream(loop: ReplyOptions, turn: Turn, request: ModelRequest): Pr
   let firstAt: number | undefined;
   const answered = await callOrAbort(loop, request, turn.signal, (delta) => {
     firstAt ??= performance.now();
+    const offset = text.length;
     text += delta;
     try {
-      if (!judged) loop.onText?.(delta);
+      if (!judged) loop.onText?.(delta, { iteration, offset });
     } catch (error) {
       breakOff(error);
     }

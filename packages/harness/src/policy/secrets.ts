@@ -17,7 +17,12 @@ const secretName = /(?:key|token|secret|password|passwd|passphrase|credential|ds
 const schema = z.strictObject({
   name: policyName.default("secrets"),
   known: z.array(z.string()).default([]),
-  env: z.record(z.string(), z.string().optional()).default({}),
+  // `process.env` is no plain object.
+  env: z
+    .custom<Record<string, string | undefined>>((env) => typeof env === "object" && env !== null, "must be an object")
+    .transform((env) => ({ ...env }))
+    .pipe(z.record(z.string(), z.string().optional()))
+    .default({}),
   envNames: z.instanceof(RegExp, { error: "must be a RegExp that is tried on the names of env" }).default(secretName),
   action: z.enum(["redact", "flag", "ask", "block"]).default("redact"),
   stages: stages.default([...policyStages]),

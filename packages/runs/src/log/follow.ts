@@ -3,7 +3,7 @@
  * event. Used by the live stream, by long-polling, and by synchronous submits.
  */
 import type { LogEvent } from "@drover/harness";
-import type { Signals } from "@drover/queue";
+import type { Follower, Signals } from "@drover/queue";
 import type { Blobs, Queryable } from "@drover/storage";
 import { isFinal, type Status } from "../moves/state.ts";
 import { Bell } from "./bell.ts";
@@ -24,7 +24,7 @@ export interface FollowOptions {
   /** Ends the following. */
   signal: AbortSignal;
   /** Text as it streams, best effort; `epoch` tells one owner's text from the next one's. */
-  onDelta?: (epoch: number, text: string) => void;
+  onDelta?: NonNullable<Follower["delta"]>;
 }
 
 /** The events after `after`, gap-free and each once, until the final one or `signal`. */

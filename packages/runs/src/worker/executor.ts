@@ -212,7 +212,7 @@ export class Executor {
       inside: (tool, work) => liveness.inside({ runId: run.id, tool }, work),
       artifacts: { put: (text) => throughOutages(() => blobs.put(run.tenant, storableText(text)), signal) },
       onLate: (what) => observe({ type: "late", what: "tool" in what ? "tool" : "model" }),
-      onText: (text) => signals.delta(run.id, run.epoch, text),
+      onText: (text, at) => signals.delta(run.id, run.epoch, text, at),
     });
   }
 
