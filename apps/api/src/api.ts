@@ -7,6 +7,7 @@ import { openQueue, openSignals } from "@drover/queue";
 import { createSubmitter } from "@drover/runs";
 import { faultOf, isMigrated, openPool, postgresBlobs } from "@drover/storage";
 import { addSecret, collectProcessMetrics, createLogger, type Logger } from "@drover/telemetry";
+import { defaultBounds } from "./bounds.ts";
 import type { ApiProcessConfig } from "./config.ts";
 import type { AgentInfo, App, Context, Services } from "./context.ts";
 import { bootstrap, KeyRing } from "./keys.ts";
@@ -16,6 +17,8 @@ import { buildServer } from "./server.ts";
 export interface ApiDeps {
   /** The agents of `drover.config.ts` by name (default: `default` alone). */
   agents?: Record<string, AgentInfo>;
+  /** What keys of a role may ask for, where it is not the default. */
+  bounds?: Context["bounds"] | undefined;
   /** Which models workers have, as `knownModels` gives them (default: not checked). */
   models?: readonly string[];
   /** The tools of the installation, for their schemas (default: none). */
@@ -65,6 +68,7 @@ export async function startApi(config: ApiProcessConfig, deps: ApiDeps = {}): Pr
   const context: Context = {
     config,
     agents: deps.agents ?? { default: {} },
+    bounds: { ...defaultBounds, ...deps.bounds },
     models: deps.models ?? null,
     tools: deps.tools ?? new ToolRegistry(),
     keys: new KeyRing(pool),

@@ -1,5 +1,5 @@
 /** What every route works with, and what Fastify's types must know of us. */
-import type { AgentDefinition, ToolRegistry } from "@drover/harness";
+import type { AgentDefinition, SubmitBounds, ToolRegistry } from "@drover/harness";
 import type { ErrorCode } from "@drover/protocol";
 import type { Signals, WakeQueue } from "@drover/queue";
 import type { Submitter } from "@drover/runs";
@@ -15,14 +15,16 @@ import type {
 import type { ZodTypeProvider } from "fastify-type-provider-zod";
 import type { z } from "zod";
 import type { ApiProcessConfig } from "./config.ts";
-import type { Caller, KeyRing, Scope } from "./keys.ts";
+import type { Caller, KeyRing, Role, Scope } from "./keys.ts";
 
 /** What the API must know of an agent. */
-export type AgentInfo = Pick<AgentDefinition, "maxIterations" | "actionBudget">;
+export type AgentInfo = Pick<AgentDefinition, "maxIterations" | "actionBudget" | "submit">;
 
 export interface Context {
   config: ApiProcessConfig;
   agents: Record<string, AgentInfo>;
+  /** What keys of each role may ask for. */
+  bounds: Partial<Record<Role, SubmitBounds>>;
   /** Which models workers have, as `@drover/llm/known` names them; null: anybody's guess. */
   models: readonly string[] | null;
   /** For their schemas: edited arguments are held against them. Nothing is called here. */

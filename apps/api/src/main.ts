@@ -14,12 +14,13 @@ async function main(): Promise<void> {
   const config = loadConfig(apiProcessConfig);
   const egress = createEgress({ allow: config.DROVER_EGRESS_ALLOW });
   const builtins = builtinTools({ egress });
-  const { agents, tools = [], models } = await loadConfigFile(config.DROVER_CONFIG, builtins);
+  const { agents, tools = [], models, submit } = await loadConfigFile(config.DROVER_CONFIG, builtins);
   await egress.close();
 
   const logger = createLogger({ name: "api", level: config.LOG_LEVEL });
   const api = await startApi(config, {
     agents,
+    bounds: submit,
     models: knownModels({ providers: models?.providers, models: models?.custom }),
     tools: new ToolRegistry([...builtins, ...tools]),
     logger,

@@ -4,11 +4,12 @@ import { permissions, type RunInput } from "@drover/harness";
 import { isKnownModel } from "@drover/llm/known";
 import type { FieldError, SubmitBatchBody, SubmitBody } from "@drover/protocol";
 import type { BatchSubmission, Submission } from "@drover/runs";
+import { checkBounds } from "./bounds.ts";
 import type { Context } from "./context.ts";
 import { type Caller, may } from "./keys.ts";
 import { invalid } from "./problems.ts";
 
-type Installation = Pick<Context, "config" | "agents" | "models">;
+type Installation = Pick<Context, "config" | "agents" | "models" | "bounds">;
 
 const defaults = { agent: "default", iterations: 10, attempts: 3, backoffMs: 1000, maxBackoffMs: 60_000 };
 
@@ -25,7 +26,14 @@ export function toBatchSubmission(body: SubmitBatchBody, caller: Caller, install
   const { queries, ...shared } = body;
   const errors: FieldError[] = [];
   // Wrong defaults are the batch's own mistake, not ten thousand items'.
-  build({ ...itemDefaults(shared), query: "-" }, caller, installation, errors, "");
+  const { callback_url } = shared;
+  build(
+    { ...itemDefaults(shared), ...(callback_url !== undefined && { callback_url }), query: "-" },
+    caller,
+    installation,
+    errors,
+    "",
+  );
   if (shared.events && shared.callback_url === undefined) errors.push(needsCallback("events"));
   const items = queries.map((item, index) => {
     const own = typeof item === "string" ? { query: item } : item;
@@ -54,7 +62,7 @@ function itemDefaults(shared: Omit<SubmitBatchBody, "queries">): Omit<SubmitBody
 function build(
   body: SubmitBody,
   caller: Caller,
-  { config, agents, models }: Installation,
+  { config, agents, models, bounds }: Installation,
   errors: FieldError[],
   prefix: string,
   own: Partial<SubmitBody> = body,
@@ -69,6 +77,9 @@ function build(
 
   if (body.model !== undefined && models && !isKnownModel(models, body.model))
     report("model", `there is no model "${body.model}"; models: ${models.join(", ")}`);
+  const ofRole = bounds[caller.role];
+  if (ofRole) checkBounds(body, ofRole, `role ${caller.role}`, report);
+  if (definition?.submit) checkBounds(body, definition.submit, `agent ${agent}`, report);
   const limits = limitsOf(body, config, report);
   const retry = retryOf(body, report);
   if (body.callback_url !== undefined) {

@@ -32,14 +32,36 @@ export interface AgentDefinition {
    * and logs it, `strict` ends with `agent_changed` (default `latest`).
    */
   onChange?: "latest" | "strict";
+  /** What submissions to it may ask for. */
+  submit?: SubmitBounds;
   /** Asked after those of the whole configuration. */
   policies?: Policy[];
 }
+
+/** What a submission may ask for, beyond which it is refused by name. Left out: as much as the contract lets anybody. */
+export interface SubmitBounds {
+  /** `provider/model`, or `provider/*`. */
+  models?: string[];
+  hardSeconds?: number;
+  maxIterations?: number;
+  maxAttempts?: number;
+  priority?: number;
+  maxTokens?: number;
+  maxCostUsd?: number;
+  /** Whether it may replace the agent's system prompt (default yes). */
+  systemPrompt?: boolean;
+  /** Hosts of `callback_url`, as `example.com` or `*.example.com`. */
+  callbackHosts?: string[];
+}
+
+export const submitRoles = ["submitter", "approver", "operator", "admin"] as const;
 
 export interface DroverConfig {
   agents?: Record<string, AgentDefinition>;
   // biome-ignore lint/suspicious/noExplicitAny: tools of any input live side by side.
   tools?: ToolDefinition<any, any>[];
+  /** What keys of a role may ask for (default: a submitter's runs may last a day). An agent's own `submit` holds as well. */
+  submit?: Partial<Record<(typeof submitRoles)[number], SubmitBounds>>;
   /** Asked about every agent's inputs, tool calls, results and outputs, in this order. */
   policies?: Policy[];
   models?: { providers?: Record<string, CustomProvider>; custom?: Record<string, Model>; prices?: PriceTable };
@@ -62,6 +84,21 @@ const policySchema = z.strictObject({
   check: isFunction,
 });
 
+const boundsSchema = z.strictObject({
+  models: z.array(modelId).min(1).optional(),
+  hardSeconds: z.number().positive().max(604_800).optional(),
+  maxIterations: z.number().int().min(1).max(50).optional(),
+  maxAttempts: z.number().int().min(1).max(10).optional(),
+  priority: z.number().int().min(0).max(9).optional(),
+  maxTokens: z.number().int().positive().optional(),
+  maxCostUsd: z.number().positive().optional(),
+  systemPrompt: z.boolean().optional(),
+  callbackHosts: z
+    .array(z.string().regex(/^(\*\.)?[a-z0-9.-]+$/, "must be a host such as example.com or *.example.com"))
+    .min(1)
+    .optional(),
+});
+
 const agentSchema = z.strictObject({
   description: z.string().optional(),
   model: modelId.optional(),
@@ -82,6 +119,7 @@ const agentSchema = z.strictObject({
     .optional(),
   onFailure: z.enum(["keep", "rollback"]).optional(),
   onChange: z.enum(["latest", "strict"]).optional(),
+  submit: boundsSchema.optional(),
   policies: z.array(policySchema).optional(),
 });
 
@@ -115,6 +153,7 @@ const toolSchema = z.strictObject({
 const configSchema = z.strictObject({
   agents: z.record(name, agentSchema).optional(),
   tools: z.array(toolSchema).optional(),
+  submit: z.partialRecord(z.enum(submitRoles), boundsSchema).optional(),
   policies: z.array(policySchema).optional(),
   models: z
     .strictObject({
