@@ -31,6 +31,8 @@ export const fileReadTool = defineTool({
   }),
   permission: "read",
   effect: "pure",
+  // A file may say anything, whoever has put it there.
+  untrusted: true,
   // JSON writes a byte as six characters at worst.
   maxOutputBytes: 6 * mostBytes + 8192,
   async execute({ path, offset, max_bytes: maxBytes }, { workspace }) {
