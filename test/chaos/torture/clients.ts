@@ -31,6 +31,8 @@ export interface ClientBooks {
 export const newBooks = (): ClientBooks => ({ promised: [], wrong: [], answers: new Map(), decisions: 0 });
 
 const patienceMs = 5000;
+const callbackEvents = ["query.completed", "query.partial", "query.failed", "query.cancelled", "batch.completed"];
+
 /** People look so often. */
 const lookMs = 500;
 /** The pause before the n-th try again (from 0), ms: no outage ends under a storm of clients. */
@@ -129,7 +131,11 @@ export class Clients {
     };
     const queries = items.map((item) => ({ query: queryOf(item), metadata: { label: item.label } }));
     const batch = items.length > 1;
-    const [path, body] = batch ? ["/query/batch", { queries, ...more }] : ["/query", { ...queries[0]!, ...more }];
+    // A batch's callback hears of its items where it asks to.
+    const events = submission.callback ? { events: callbackEvents } : {};
+    const [path, body] = batch
+      ? ["/query/batch", { queries, ...more, ...events }]
+      : ["/query", { ...queries[0]!, ...more }];
     for (let tries = 0; ; tries++) {
       const headers: Record<string, string> = keyed ? { "idempotency-key": `key-${label}` } : {};
       const answer = await this.#ask("POST", path, body, { headers, api: api++ }).catch(nobody);
