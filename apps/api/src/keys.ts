@@ -209,8 +209,8 @@ async function createTenant(db: Queryable, tenant: string, webhookSecret: string
   ]);
 }
 
-/** A known key is looked up again after a minute, as long as revocations are seen; else at once, nearly. */
-const rememberMs = { watched: 60_000, unknown: 1000 };
+/** A known key is looked up again after a minute, as long as revocations are seen; else after two seconds. */
+const rememberMs = { watched: 60_000, unseen: 2000, unknown: 1000 };
 /** Between two looks for keys that were revoked. */
 const watchMs = 500;
 /** Without a request or a stream for so long nobody looks, ms. */
@@ -246,8 +246,8 @@ export class KeyRing {
     this.#usedAt = now;
     if (!this.#watching) void this.#watch();
     const known = this.#known.get(digest);
-    const isWatched = now - this.#watchedAt < 2 * watchMs;
-    if (known && now - known.at < (isWatched ? rememberMs.watched : watchMs)) return known.caller;
+    const isFresh = known && now - Math.max(known.at, this.#watchedAt) < rememberMs.unseen;
+    if (isFresh && now - known.at < rememberMs.watched) return known.caller;
     if ((this.#unknown.get(digest) ?? 0) > now) return null;
     let lookup = this.#underWay.get(digest);
     if (!lookup) {
