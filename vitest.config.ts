@@ -13,5 +13,7 @@ export default defineConfig({
     experimental: { viteModuleRunner: false, nodeLoader: false },
     testTimeout: 30_000,
     hookTimeout: 60_000,
+    // What is waited for comes; how soon is no claim of a test.
+    expect: { poll: { timeout: 15_000 } },
   },
 });

@@ -266,7 +266,7 @@ describe("what goes wrong", () => {
 describe("a bad connection", () => {
   it("while following is taken up again where it was: every event once, and it says so", async () => {
     const proxy = await startProxy(Number(new URL(dev.url).port));
-    const id = await submitted("Wait 1.5 seconds, then 3 * 3");
+    const id = await submitted("Wait 4 seconds, then 3 * 3");
     const url = `http://127.0.0.1:${proxy.port}`;
     const follower = startDrover(["events", id, "--follow", "--json", "--url", url, "--key", dev.key!]);
     await follower.waitForLine("model.call");

@@ -89,7 +89,7 @@ async function* stream(
 }
 
 /** How often, and how long, a service that was there is asked again. */
-export class Patience {
+class Patience {
   static readonly patienceMs = 60_000;
   readonly #signal: AbortSignal;
   readonly #onTrouble: ((message: string) => void) | undefined;
@@ -115,5 +115,24 @@ export class Patience {
     if (!this.#reached || performance.now() - this.#since > Patience.patienceMs) throw error;
     if (this.#tries === 0) this.#onTrouble?.(`connection lost (${reasonOf(error)}), trying again`);
     await delay(Math.min(5000, 250 * 2 ** this.#tries++), undefined, { signal: this.#signal });
+  }
+}
+
+/** Asks again while a service that was reached before cannot be, for at most a minute. @throws what else goes wrong, as it is */
+export async function patiently<T>(
+  signal: AbortSignal,
+  onTrouble: (message: string) => void,
+  ask: () => Promise<T>,
+): Promise<T> {
+  const patience = new Patience(signal, onTrouble);
+  patience.renew();
+  for (;;) {
+    try {
+      return await ask();
+    } catch (error) {
+      signal.throwIfAborted();
+      if (error instanceof CliError && error.exitCode !== exitCodes.unreachable) throw error;
+      await patience.wait(error);
+    }
   }
 }

@@ -2,7 +2,7 @@
 import type { ResultAnswer } from "@drover/protocol";
 import { CliError, type ExitCode, exitCodes } from "../exit.ts";
 import { duration, money, oneLine, paint, printable } from "../text.ts";
-import { followRun, Patience } from "./follow.ts";
+import { followRun, patiently } from "./follow.ts";
 import type { DroverClient, Outcome } from "./http.ts";
 import { RunView } from "./view.ts";
 
@@ -32,17 +32,17 @@ export async function followToEnd(
 ): Promise<ExitCode> {
   const view = options.json ? undefined : new RunView((text) => process.stdout.write(text), id);
   const onTrouble = (message: string) => (view ? view.note(message) : warn(message));
-  try {
-    await untilInterrupted(id, async (signal) => {
+  const outcome = await untilInterrupted(id, async (signal) => {
+    try {
       for await (const followed of followRun(client, id, { after: options.after, signal, onTrouble })) {
         if (view) view.show(followed);
         else if ("event" in followed) printJson(followed.event, { line: true });
       }
-    });
-  } finally {
-    view?.close();
-  }
-  const outcome = await client.result(id, options);
+    } finally {
+      view?.close();
+    }
+    return await patiently(signal, warn, () => client.result(id, options));
+  });
   if (options.json && outcome.final) printJson(documentOf(outcome), { line: true });
   return codeOf(outcome);
 }
@@ -55,23 +55,16 @@ export async function waitToEnd(
 ): Promise<boolean> {
   const until = performance.now() + limitSeconds * 1000;
   return await untilInterrupted(id, async (signal) => {
-    const patience = new Patience(signal, warn);
-    patience.renew();
     let saidWaiting = false;
     for (;;) {
       const left = (until - performance.now()) / 1000;
       if (left <= 0) return false;
-      try {
-        const { finished_at, waiting_for } = await client.status(id, Math.min(waitSeconds, left), signal);
-        if (finished_at !== null) return true;
-        if (waiting_for !== undefined && !saidWaiting) warn(`${id} waits: ${whatToDo(id, waiting_for)}`);
-        saidWaiting = waiting_for !== undefined;
-        patience.renew();
-      } catch (error) {
-        signal.throwIfAborted();
-        if (error instanceof CliError && error.exitCode !== exitCodes.unreachable) throw error;
-        await patience.wait(error);
-      }
+      const { finished_at, waiting_for } = await patiently(signal, warn, () =>
+        client.status(id, Math.min(waitSeconds, left), signal),
+      );
+      if (finished_at !== null) return true;
+      if (waiting_for !== undefined && !saidWaiting) warn(`${id} waits: ${whatToDo(id, waiting_for)}`);
+      saidWaiting = waiting_for !== undefined;
     }
   });
 }
