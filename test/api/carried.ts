@@ -95,7 +95,7 @@ export async function startCarried(options: WorldOptions = {}): Promise<Carried>
     blobs,
     queue,
     signals: world.signals,
-    logger: silent,
+    logger: options.deps?.logger ?? silent,
     agents: {
       agent: (name) => agents[name],
       model: (id) => source.resolve(id ?? source.default),

@@ -2,6 +2,7 @@
  * JavaScript that blocks the event loop, in every way it can: the process ends and says who was to blame, its supervisor starts a new one, the
  * run ends in time, and its neighbours lose nothing. A loop that is merely busy, and a process that was paused, are left alone.
  */
+import { toWireId } from "@drover/protocol";
 import { expect, test } from "vitest";
 import { fleet, rescues } from "./fleet.ts";
 import { dataOf } from "./world.ts";
@@ -21,7 +22,7 @@ test("the process ends with a line that names run and tool; twenty neighbours go
     const tool = `once_${kind}`;
     const culprit = await world.submit(tool, { limits: { soft_seconds: 18, hard_seconds: 20 } });
     const said = (await worker.line(/event loop has been blocked/, round + 1)).at(-1)!;
-    expect(JSON.parse(said)).toMatchObject({ level: 60, run: culprit.id, tool });
+    expect(JSON.parse(said)).toMatchObject({ level: 60, task_id: toWireId("run", culprit.id), tool });
     const [run] = await world.ended([culprit]);
     expect(run).toMatchObject({ status: "completed", attempt: 1, crashes: 0 });
     expect(rescues(run!.log)).toMatchObject([{ cause: "blocked", crashes: 1, tool_name: tool }]);
@@ -88,8 +89,8 @@ test.each(["spin", "derive"] as const)(
     const neighbour = await world.submit("once_trigger");
     const [said] = await worker.line(/event loop has been blocked/, 1);
     const line = JSON.parse(said!);
-    if (kind === "spin") expect(line).toMatchObject({ run: culprit.id, tool: "once_spin_later" });
-    else expect(line.run).toBeUndefined();
+    if (kind === "spin") expect(line).toMatchObject({ task_id: toWireId("run", culprit.id), tool: "once_spin_later" });
+    else expect(line.task_id).toBeUndefined();
     const [one, other] = await world.ended([culprit, neighbour]);
     for (const run of [one, other]) expect(run).toMatchObject({ status: "completed", attempt: 1, crashes: 0 });
     expect(rescues(one!.log)).toMatchObject([{ cause: "blocked", crashes: 1 }]);

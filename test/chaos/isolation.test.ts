@@ -1,8 +1,10 @@
 /** Isolated tools in a real worker process: what the worker's death, a deploy and a cancel do to them, and what they do to the worker. */
+
 import { existsSync, readFileSync } from "node:fs";
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { toWireId } from "@drover/protocol";
 import { cancelRun } from "@drover/runs";
 import { afterAll, afterEach, beforeAll, expect, inject, test } from "vitest";
 import { input } from "../runs/bench.ts";
@@ -125,8 +127,10 @@ test("an endless loop in one costs its own call only: the worker lives, and its 
   await allGone(stuck.file);
 
   // What it prints is a line of the log with its run, and its environment has none of the worker's secrets.
-  const lines = worker.lines.map((line) => JSON.parse(line) as { run?: string; tool?: string; msg: string });
-  expect(lines.filter(({ tool }) => tool === "spin")).toMatchObject([{ run: stuck.id, msg: "spinning beside " }]);
+  const lines = worker.lines.map((line) => JSON.parse(line) as { task_id?: string; tool?: string; msg: string });
+  expect(lines.filter(({ tool }) => tool === "spin")).toMatchObject([
+    { task_id: toWireId("run", stuck.id), msg: "spinning beside " },
+  ]);
   expect(await worker.kill("SIGTERM")).toEqual({ code: 0, signal: null });
 });
 

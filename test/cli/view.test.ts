@@ -1,11 +1,11 @@
 /** What a person sees of a run: text that comes in pieces, late, twice or not at all is shown whole and once; the timeline. */
 import type { EventData, EventType, LogEvent } from "@drover/harness";
+import { readableLine as readable } from "@drover/telemetry";
 import fc from "fast-check";
 import { describe, expect, it, vi } from "vitest";
 import { ReplyText } from "../../apps/cli/src/client/reply-text.ts";
 import { drawTimeline, timelineOf } from "../../apps/cli/src/client/timeline.ts";
 import { RunView } from "../../apps/cli/src/client/view.ts";
-import { readable } from "../../apps/cli/src/service/log-lines.ts";
 
 let seq = 0;
 function event<T extends EventType>(type: T, ms: number, data: Partial<EventData[T]>): LogEvent {

@@ -60,6 +60,8 @@ declare module "fastify" {
   interface FastifyRequest {
     /** Set on every route that has a `scope`. */
     caller: Caller;
+    /** What it made or was about, for its log line, where the path does not say so. */
+    about: Record<string, unknown> | undefined;
   }
   interface FastifyContextConfig {
     /** What the caller's role must allow; routes without one are open. */

@@ -4,7 +4,7 @@ import { ConfigError, ToolRegistry } from "@drover/harness";
 import { loadConfigFile } from "@drover/harness/worker";
 import { knownModels } from "@drover/llm/known";
 import { ConfigurationError, loadConfig } from "@drover/protocol";
-import { createLogger } from "@drover/telemetry";
+import { createLogger, messageOf, scrub } from "@drover/telemetry";
 import { builtinTools } from "@drover/tools";
 import closeWithGrace from "close-with-grace";
 import { startApi } from "./api.ts";
@@ -52,13 +52,13 @@ function lineOf(error: unknown): string {
     return `Port ${port} on ${address} is in use: stop what listens there, or set PORT to another.`;
   if (code === "EACCES") return `Port ${port} on ${address} is not allowed to us: set PORT to one above 1023.`;
   if (code === "EADDRNOTAVAIL") return `This machine has no address ${address}: set HOST to one it has.`;
-  return `The API cannot start: ${(error as Error).message}`;
+  return `The API cannot start: ${messageOf(error)}`;
 }
 
 try {
   await main();
 } catch (error) {
-  console.error(lineOf(error));
+  console.error(scrub(lineOf(error)));
   // EX_CONFIG tells a supervisor that starting again is of no use.
   process.exit(isConfiguration(error) ? 78 : 1);
 }

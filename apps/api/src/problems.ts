@@ -76,7 +76,7 @@ function drain(reply: FastifyReply): void {
 const mostDrainedBytes = 64 * 1024 * 1024;
 const longestDrainMs = 10_000;
 
-function runOf(request: FastifyRequest): { task_id?: string } {
+export function runOf(request: FastifyRequest): { task_id?: string } {
   const { id } = (request.params ?? {}) as { id?: string };
   return id?.startsWith("run_") ? { task_id: id } : {};
 }

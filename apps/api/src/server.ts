@@ -3,15 +3,22 @@ import { randomBytes } from "node:crypto";
 import { createRequire } from "node:module";
 import { DroverError, plannedFields, toProblem } from "@drover/protocol";
 import { orderRinger } from "@drover/runs";
-import { metrics } from "@drover/telemetry";
-import fastify, { type FastifyBaseLogger, LogController, type onRequestHookHandler } from "fastify";
+import { type Logger, metrics } from "@drover/telemetry";
+import fastify, {
+  type FastifyBaseLogger,
+  type FastifyReply,
+  type FastifyRequest,
+  LogController,
+  type onRequestHookHandler,
+} from "fastify";
 import { z } from "zod";
 import { authentication } from "./auth.ts";
 import { requireKept, textOf, unstorable } from "./body.ts";
 import type { App, Context, Services } from "./context.ts";
+import type { Caller } from "./keys.ts";
 import { registerOpenApi } from "./openapi.ts";
 import { frontPage, pageHeaders } from "./pages.ts";
-import { invalid, problemContentType, sendProblem, toFieldErrors, unknownField } from "./problems.ts";
+import { invalid, problemContentType, runOf, sendProblem, toFieldErrors, unknownField } from "./problems.ts";
 import { approvalRoutes } from "./routes/approvals.ts";
 import { artifactRoutes } from "./routes/artifacts.ts";
 import { auditRoutes } from "./routes/audit.ts";
@@ -37,6 +44,30 @@ export interface Server {
   app: App;
   /** Called once the queue is open: the board shows it from then on. */
   showQueue(services: Services): void;
+}
+
+/** Asked every few seconds by machines: told of only where it goes wrong. */
+const probes = new Set(["/health", "/ready", "/metrics"]);
+
+/** One line for each request, at its end. */
+function tellRequest(logger: Logger, request: FastifyRequest, reply: FastifyReply): void {
+  const route = request.routeOptions.url;
+  const level = probes.has(route ?? "") && reply.statusCode < 500 ? "debug" : "info";
+  if (!logger.isLevelEnabled(level)) return;
+  const { tenant, keyId } = (request.caller ?? {}) as Partial<Caller>;
+  logger[level](
+    {
+      request_id: request.id,
+      method: request.method,
+      route,
+      status: reply.statusCode,
+      duration_ms: Math.round(reply.elapsedTime),
+      tenant,
+      key_id: keyId,
+      ...(request.about ?? runOf(request)),
+    },
+    "request",
+  );
 }
 
 /** Builds the server with all its routes; it does not listen yet. `services` is null until the database is ready. */
@@ -120,6 +151,7 @@ export async function buildServer(context: Context, services: () => Services | n
   app.addHook("onResponse", (request, reply, done) => {
     const route = request.routeOptions.url ?? "none";
     metrics.httpDuration.observe({ method: request.method, route, status: reply.statusCode }, reply.elapsedTime / 1000);
+    tellRequest(logger, request, reply);
     if (request.method !== "GET" && request.method !== "HEAD" && reply.statusCode < 300) wrote();
     done();
   });
@@ -127,6 +159,7 @@ export async function buildServer(context: Context, services: () => Services | n
   pageHeaders(app);
   await registerOpenApi(app, version);
   app.decorateRequest("caller", undefined as never);
+  app.decorateRequest("about", undefined);
   operateRoutes(app, context, services);
   app.get("/", { schema: { hide: true } }, (_request, reply) =>
     reply

@@ -1,6 +1,8 @@
 /** Words and numbers for people: colours where the terminal has them, durations, money, one-line JSON. */
 import { styleText } from "node:util";
 
+export { oneLine, printable } from "@drover/telemetry";
+
 type Format = Parameters<typeof styleText>[0];
 
 /** Styled; plain where the stream is no terminal or NO_COLOR is set. */
@@ -17,18 +19,6 @@ export function duration(ms: number): string {
 
 export const money = (usd: number | null): string =>
   usd === null ? "cost unknown" : `$${usd === 0 || usd >= 0.01 ? usd.toFixed(2) : usd.toPrecision(2)}`;
-
-/** A value on one line, cut to `most` characters. Line breaks and control characters are shown, never sent to the terminal. */
-export function oneLine(value: unknown, most = 100): string {
-  const text = typeof value === "string" ? value : (JSON.stringify(value) ?? "");
-  const flat = printable(text.replace(/\s*\n\s*/g, " ⏎ "));
-  return flat.length > most ? `${flat.slice(0, most - 1)}…` : flat;
-}
-
-/** Without what would move the cursor or change the terminal: text of a model is not ours. */
-export const printable = (text: string): string =>
-  // biome-ignore lint/suspicious/noControlCharactersInRegex: these are what is taken out.
-  text.replace(/[\u0000-\u0008\u000b-\u001f\u007f-\u009f]/g, "");
 
 /** What somebody decides about: what would be invisible, or would turn the text around, is shown as its code. */
 export const legible = (text: string): string =>

@@ -74,7 +74,7 @@ export async function startWorkerProcess(env: Record<string, string | undefined>
   const models = createModels(config, { ...file.models, models: file.models?.custom, logger });
   const isolation = new Isolation({
     processes: config.TOOL_PROCESSES,
-    log: ({ runId: run, text, ...of }) => logger.info({ ...(run && { run }), ...of }, text),
+    log: ({ runId, text, ...of }) => logger.info({ ...(runId && { task_id: toWireId("run", runId) }), ...of }, text),
   });
   const registry = new ToolRegistry([...builtins, ...(file.tools ?? [])], isolation);
   const agents = agentSource(file, models, registry, logger);

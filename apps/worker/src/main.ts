@@ -3,6 +3,7 @@
 import { ConfigError } from "@drover/harness";
 import { strayOwner } from "@drover/harness/worker";
 import { ConfigurationError } from "@drover/protocol";
+import { messageOf, scrub } from "@drover/telemetry";
 import closeWithGrace from "close-with-grace";
 import { startWorkerProcess } from "./index.ts";
 
@@ -31,6 +32,6 @@ try {
   process.send?.({ ready: true, url: worker.url });
 } catch (error) {
   const known = error instanceof ConfigurationError || error instanceof ConfigError;
-  console.error(known ? error.message : `The worker cannot start: ${(error as Error).message}`);
+  console.error(scrub(known ? error.message : `The worker cannot start: ${messageOf(error)}`));
   process.exit(known ? 78 : 1);
 }

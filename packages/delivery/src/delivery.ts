@@ -5,6 +5,7 @@
 
 import { setTimeout as pause } from "node:timers/promises";
 import type { Egress } from "@drover/egress";
+import { toWireId } from "@drover/protocol";
 import { Bell } from "@drover/runs";
 import { type Blobs, faultOf, type Pool, throughOutages } from "@drover/storage";
 import type { Logger } from "@drover/telemetry";
@@ -121,7 +122,10 @@ export function createDelivery(options: DeliveryOptions): Delivery {
     const work = attempt(delivery)
       .catch((error) => {
         if (!cut.signal.aborted)
-          logger.error({ err: error, delivery: delivery.id }, "a delivery stays claimed and comes again");
+          logger.error(
+            { err: error, delivery_id: toWireId("delivery", delivery.id) },
+            "a delivery stays claimed and comes again",
+          );
         return null;
       })
       .then((failed) => {
@@ -145,7 +149,10 @@ export function createDelivery(options: DeliveryOptions): Delivery {
         : unsent(delivery, body);
     const status = await write(outcome);
     if (status === null) {
-      logger.debug({ delivery: delivery.id, attempt: delivery.attempt }, "an outcome came too late and was dropped");
+      logger.debug(
+        { delivery_id: toWireId("delivery", delivery.id), attempt: delivery.attempt },
+        "an outcome came too late and was dropped",
+      );
       return null;
     }
     report(delivery, outcome, status);
@@ -154,7 +161,14 @@ export function createDelivery(options: DeliveryOptions): Delivery {
     // Should the process die right here, the next try to this endpoint fails again.
     const reason = outcome.result === "gone" ? await disableGone(pool, delivery) : await noteFailure(pool, delivery);
     if (reason !== null) {
-      logger.warn({ endpoint: delivery.endpointId, tenant: delivery.tenant, reason }, "endpoint disabled");
+      logger.warn(
+        {
+          webhook_id: delivery.endpointId && toWireId("endpoint", delivery.endpointId),
+          tenant: delivery.tenant,
+          reason,
+        },
+        "endpoint disabled",
+      );
       // The tenant's other endpoints are owed the news.
       bell.ring();
     }
@@ -170,7 +184,7 @@ export function createDelivery(options: DeliveryOptions): Delivery {
       return body ? JSON.stringify(body) : { result: "failed", error: "what this message is about no longer exists" };
     } catch (error) {
       if (faultOf(error) === "unavailable") throw error;
-      logger.error({ err: error, delivery: delivery.id }, "a message could not be built");
+      logger.error({ err: error, delivery_id: toWireId("delivery", delivery.id) }, "a message could not be built");
       return { result: "retry", error: "the message could not be built (internal error)" };
     }
   }
@@ -179,12 +193,13 @@ export function createDelivery(options: DeliveryOptions): Delivery {
     metrics?.delivered(outcome.durationMs, metricNames[status]);
     const { statusCode, error, durationMs } = outcome;
     const line = {
-      delivery: delivery.id,
-      run: delivery.runId,
+      delivery_id: toWireId("delivery", delivery.id),
+      ...(delivery.runId && { task_id: toWireId("run", delivery.runId) }),
+      tenant: delivery.tenant,
       attempt: delivery.attempt,
-      statusCode,
+      status_code: statusCode,
       error,
-      durationMs,
+      duration_ms: durationMs,
     };
     if (status === "failed" || status === "disabled") logger.warn(line, `delivery ${status}`);
     else logger.debug(line, status === "delivered" ? "delivered" : "delivery will be tried again");

@@ -3,9 +3,11 @@
  * logs or counts a move by itself.
  */
 import type { NewEvent } from "@drover/harness";
-import type { Logger } from "@drover/telemetry";
+import { toWireId } from "@drover/protocol";
+import { everyLine, type Logger } from "@drover/telemetry";
 import { type ClaimedRun, workOf } from "./moves/claim.ts";
 import type { Moved } from "./moves/moved.ts";
+import { isFinal } from "./moves/state.ts";
 
 /** Something that has happened, after its commit. Errors are `unknown`: what was thrown. */
 export type Observation =
@@ -44,27 +46,39 @@ export type Observation =
 /** Must not throw. */
 export type Observe = (observation: Observation) => void;
 
-/** What of it stands in the process's log. */
+/** What of it stands in the process's log: a line when a run starts and when it leaves, with its totals, and what goes wrong. Ids as clients see them. */
 export function logsOf(logger: Logger): Observe {
+  const each = everyLine(logger);
   return (told) => {
     switch (told.type) {
-      case "claimed":
-        logger.debug({ run: told.run.id, epoch: told.run.epoch }, "claimed");
+      case "claimed": {
+        const { tenant, agent, epoch, attempt, waitedMs } = told.run;
+        const line = { task_id: taskId(told.run.id), tenant, agent, epoch, attempt, waited_ms: Math.round(waitedMs) };
+        each.info(line, epoch === 1 ? "run started" : "run goes on");
+        break;
+      }
+      case "left":
+      case "ended":
+        tellLeft(each, told.moved);
         break;
       case "lost":
-        logger.info({ run: told.run.id, epoch: told.run.epoch }, "ownership lost, outcome dropped");
+        logger.info({ task_id: taskId(told.run.id), epoch: told.run.epoch }, "ownership lost, outcome dropped");
         break;
       case "broke":
         logger.error(
-          { err: told.error, run: told.run.id },
+          { err: told.error, task_id: taskId(told.run.id) },
           told.ends ? "a run ended by an internal error" : "a run could not be carried on; it goes back to the queue",
         );
         break;
       case "unreported":
-        logger.warn({ err: told.error, run: told.runId }, "after a run left: the rescuer will see to it");
+        logger.warn({ err: told.error, task_id: taskId(told.runId) }, "after a run left: the rescuer will see to it");
         break;
       case "given_back":
-        logger.warn({ run: told.runId, epoch: told.epoch }, "a run nobody here carried was given back");
+        logger.warn({ task_id: taskId(told.runId), epoch: told.epoch }, "a run nobody here carried was given back");
+        break;
+      case "rescued":
+        for (const { runId, agent } of told.runs)
+          each.info({ task_id: taskId(runId), agent }, "run taken over from a dead worker");
         break;
       case "woken":
         logger.info({ runs: told.runs.length }, `waking runs: ${told.why}`);
@@ -82,12 +96,29 @@ export function logsOf(logger: Logger): Observe {
       }
       case "unended":
         logger.error(
-          { err: told.error, run: told.runId },
+          { err: told.error, task_id: taskId(told.runId) },
           told.what === "end" ? "an overdue run could not be ended" : "the log of an overdue run cannot be read",
         );
         break;
     }
   };
+}
+
+const taskId = (id: string): string => toWireId("run", id);
+
+function tellLeft(logger: Logger, { runId, agent, batchId, status, stopReason, woken, totals }: Moved): void {
+  const line = {
+    task_id: taskId(runId),
+    ...(batchId !== null && { batch_id: toWireId("batch", batchId) }),
+    agent,
+    status,
+    ...(stopReason !== null && { stop_reason: stopReason }),
+    ...totals,
+  };
+  if (status === "failed") logger.warn(line, "run failed");
+  else if (isFinal(status)) logger.info(line, `run ${status}`);
+  else if (status === "waiting") logger.info(line, "run waits");
+  else logger.info(line, woken ? "run handed over" : "run will be tried again");
 }
 
 /** Tells each of them. */

@@ -75,7 +75,7 @@ export class SilencePool extends pg.Pool {
     }
     super({ ...config, Client: Client as new () => pg.ClientBase });
     pool.current = this;
-    this.#config = { ...config, connectionString: directUrl };
+    this.#config = { ...config, connectionString: directUrl, application_name: `${config.application_name} probe` };
     this.#logger = logger;
     this.#stuckAfterMs = stuckAfterMs;
     this.on("acquire", () => this.#watch());

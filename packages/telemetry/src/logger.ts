@@ -1,8 +1,10 @@
 /**
  * Logs: pino, one JSON line each, with secrets scrubbed from the finished line. Path redaction alone misses nested keys and
  * free text, so the last step replaces known token shapes and every secret this process was told of (`addSecret`).
+ * On a terminal the lines are for people. A flood of one warning is a few lines and a count.
  */
-import { type DestinationStream, destination, type Logger, pino } from "pino";
+import { type DestinationStream, destination, type Logger, type LoggerOptions, pino } from "pino";
+import { readableLine } from "./readable.ts";
 import { secretShapes } from "./secret-shapes.ts";
 import { asThrown } from "./thrown.ts";
 
@@ -32,9 +34,12 @@ export function scrub(text: string): string {
   return out;
 }
 
-/** A logger for one process. `to` defaults to standard output, written asynchronously. */
+/**
+ * A logger for one process. `to` defaults to standard output: JSON, written asynchronously; on a terminal one readable line each. Of a warning
+ * or error that comes again and again the first lines are written, and every 10 s how many more there were (`repeated`): see `everyLine`.
+ */
 export function createLogger(options: { name: string; level?: string; to?: DestinationStream }): Logger {
-  const to = options.to ?? destination({ sync: false, minLength: 0 });
+  const to = options.to ?? (process.stdout.isTTY ? terminal(options.name) : destination({ sync: false, minLength: 0 }));
   return pino(
     {
       name: options.name,
@@ -42,9 +47,50 @@ export function createLogger(options: { name: string; level?: string; to?: Desti
       timestamp: pino.stdTimeFunctions.isoTime,
       base: { name: options.name, pid: process.pid },
       serializers: { err: plainError },
+      hooks: { logMethod: floodGate() },
     },
     { write: (line: string) => to.write(scrub(line)) },
   );
+}
+
+const terminal = (name: string): DestinationStream => ({
+  write: (line) => void process.stdout.write(`${readableLine(name, line.trimEnd())}\n`),
+});
+
+const ungated = new WeakSet<object>();
+
+/** The same logger, whose every line is written, however many there are: for what happens once to a thing that has a name, as a run's end. */
+export function everyLine(logger: Logger): Logger {
+  const child = logger.child({});
+  ungated.add(child);
+  return child;
+}
+
+const flood = { windowMs: 10_000, most: 20, mostMessages: 1000 };
+
+/** Counts lines of a level and text within windows; forgets a text when its window has ended. */
+function floodGate(): NonNullable<LoggerOptions["hooks"]>["logMethod"] {
+  const seen = new Map<string, { told: number; dropped: number }>();
+  return function (args, method, level) {
+    const [first, second] = args as unknown[];
+    const text = typeof first === "string" ? first : second;
+    if (level < 40 || level >= 60 || typeof text !== "string" || ungated.has(this)) return method.apply(this, args);
+    const key = `${level} ${text}`;
+    const count = seen.get(key) ?? { told: 0, dropped: 0 };
+    if (count.told === 0 && seen.size < flood.mostMessages) {
+      seen.set(key, count);
+      setTimeout(() => {
+        seen.delete(key);
+        if (count.dropped > 0) method.call(this, { repeated: count.dropped, within_ms: flood.windowMs }, text);
+      }, flood.windowMs).unref();
+    }
+    if (count.told >= flood.most) {
+      count.dropped++;
+      return;
+    }
+    count.told++;
+    method.apply(this, args);
+  };
 }
 
 /** An error may be its own cause. */

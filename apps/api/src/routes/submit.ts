@@ -155,7 +155,7 @@ export function submitRoutes(app: App, context: Context): void {
       );
       const batchId = toWireId("batch", made.id);
       const checkUrl = `/query/batch/${batchId}`;
-      context.logger.debug({ request_id: request.id, batch_id: batchId }, "accepted");
+      request.about = { batch_id: batchId, ...(made.replayed && { replayed: true }) };
       return reply
         .code(202)
         .headers({ ...acceptedHeadersOf(made), location: checkUrl })
@@ -172,11 +172,7 @@ export function submitRoutes(app: App, context: Context): void {
       () => toSubmission(body, request.caller, context),
       (submission) => context.services().submitter.submit(submission, idempotency),
     );
-    if (context.logger.isLevelEnabled("debug"))
-      context.logger.debug(
-        { request_id: request.id, task_id: toWireId("run", made.id), replayed: made.replayed },
-        "accepted",
-      );
+    request.about = { task_id: toWireId("run", made.id), ...(made.replayed && { replayed: true }) };
     return made;
   }
 }

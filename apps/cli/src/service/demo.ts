@@ -5,6 +5,7 @@
 import { once } from "node:events";
 import type { LogEvent } from "@drover/harness";
 import type { ResultAnswer } from "@drover/protocol";
+import { readableLine } from "@drover/telemetry";
 import { followRun } from "../client/follow.ts";
 import { DroverClient } from "../client/http.ts";
 import { findTarget } from "../client/target.ts";
@@ -15,7 +16,6 @@ import { CliError, exitCodes } from "../exit.ts";
 import { duration, money, paint, printable } from "../text.ts";
 import { type DevOptions, withOptions } from "./dev.ts";
 import { type Interrupts, watchInterrupts } from "./interrupts.ts";
-import { readable } from "./log-lines.ts";
 import { freePortNear } from "./port.ts";
 import { type ReceivedWebhook, type Receiver, startReceiver, verifyWebhook } from "./receiver.ts";
 import { startService } from "./service.ts";
@@ -108,7 +108,7 @@ async function start(
     env,
     signal: interrupts.asked,
     onLine: (name, line) => {
-      logs.push(readable(name, line));
+      logs.push(readableLine(name, line));
       if (logs.length > 20) logs.shift();
     },
     onNews: (message, level = "info") => say(level === "info" ? message : paint("yellow", message)),

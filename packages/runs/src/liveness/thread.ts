@@ -3,6 +3,7 @@
  * and looks whether the others live. It runs beside the main loop, so that a busy main loop is not taken for death; one that is stuck for
  * good it ends, with the whole process. Talks to `liveness.ts` by messages and shared memory only.
  */
+
 import { randomInt } from "node:crypto";
 import { once } from "node:events";
 import { readFileSync, writeSync } from "node:fs";
@@ -10,7 +11,7 @@ import type { Debugger, InspectorNotification } from "node:inspector";
 import { Session } from "node:inspector/promises";
 import { setTimeout as delay } from "node:timers/promises";
 import { parentPort, workerData } from "node:worker_threads";
-import { uuidv7 } from "@drover/protocol";
+import { toWireId, uuidv7 } from "@drover/protocol";
 import pg from "pg";
 import { type Held, sayAlive } from "./beat.ts";
 import type { Death, FromThread, ThreadData, ToThread } from "./liveness.ts";
@@ -277,7 +278,7 @@ async function endProcess(limitMs: number): Promise<void> {
     name: "worker",
     pid: data.pid,
     worker: id,
-    ...(culprit && { run: culprit.runId, tool: culprit.tool }),
+    ...(culprit && { task_id: toWireId("run", culprit.runId), tool: culprit.tool }),
     msg: `the event loop has been blocked for ${limitMs / 1000} s${culprit?.tool ? ` by the tool ${culprit.tool}` : ""}: ending this process`,
   };
   try {

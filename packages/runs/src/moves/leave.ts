@@ -14,6 +14,7 @@ import {
   messageOwed,
   movedColumns,
   toMoved,
+  totalsOf,
 } from "./moved.ts";
 import type { Status } from "./state.ts";
 
@@ -84,7 +85,7 @@ export async function leaveRuns(db: Queryable, ops: Leaving[], from: "owned" | "
          active_ms = r.active_ms + CASE WHEN r.status = 'running' THEN (extract(epoch FROM ${until} - r.claimed_at) * 1000)::bigint ELSE 0 END,
          last_seq = r.last_seq + 1
        FROM input i WHERE ${byKey("$1")} AND r.epoch = i.epoch AND ${guard}
-       RETURNING ${movedColumns("r")}, r.tenant, r.callback_url,
+       RETURNING ${movedColumns("r")}, ${totalsOf("r")}, r.tenant, r.callback_url,
                  r.status = 'cancelled' AND i.status <> 'cancelled' AS overruled,
                  i.type, i.data, i.cancelled_data, i.event_id, i.message_id),
      logged AS (
@@ -96,7 +97,7 @@ export async function leaveRuns(db: Queryable, ops: Leaving[], from: "owned" | "
        SELECT message_id, tenant, 'query.' || status, id, ${isForNobody("moved")} FROM moved WHERE status IN ${finals}
        RETURNING run_id, fanned_out),
      ${closeQuestions}
-     SELECT ${movedColumns("moved")}, ${messageOwed} FROM moved`,
+     SELECT ${movedColumns("moved")}, moved.totals, ${messageOwed} FROM moved`,
     [
       ops.map((op) => op.runId),
       ops.map((op) => op.epoch),
@@ -124,7 +125,7 @@ export async function readLeft(db: Queryable, ops: Pick<Leaving, "runId" | "even
     ops.map((op) => op.runId),
   );
   const { rows } = await db.query<MovedRow>(
-    `SELECT ${movedColumns("r")}, true AS message_owed
+    `SELECT ${movedColumns("r")}, ${totalsOf("r")}, true AS message_owed
      FROM unnest($1::uuid[], $2::uuid[]) AS i(run_id, event_id)
      JOIN run_events e ON e.run_id = i.run_id AND e.event_id = i.event_id JOIN runs r ON r.id = e.run_id`,
     [ops.map((op) => op.runId), ops.map((op) => op.eventId)],

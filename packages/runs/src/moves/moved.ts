@@ -19,6 +19,25 @@ export interface Moved {
   rollbackOwed: boolean;
   /** A message is to be delivered. */
   messageOwed: boolean;
+  /** Where it left an owner, or was ended: what it has taken so far. */
+  totals?: RunTotals;
+}
+
+/** Of a run, over all its owners, as a log line has them. */
+interface RunTotals {
+  tenant: string;
+  epoch: number;
+  attempt: number;
+  iterations: number;
+  steps: number;
+  input_tokens: number;
+  output_tokens: number;
+  cached_tokens: number;
+  /** null: unknown. */
+  cost_usd: number | null;
+  active_ms: number;
+  /** Since it was accepted. */
+  duration_ms: number;
 }
 
 export interface MovedRow {
@@ -34,6 +53,7 @@ export interface MovedRow {
   woken: boolean;
   rollback: "owed" | "made" | null;
   message_owed?: boolean;
+  totals?: RunTotals;
 }
 
 const columns = [
@@ -49,6 +69,14 @@ const columns = [
   "woken",
   "rollback",
 ];
+
+/** A column with the `RunTotals` of the run `of`. */
+export const totalsOf = (
+  of: string,
+): string => `json_build_object('tenant', ${of}.tenant, 'epoch', ${of}.epoch, 'attempt', ${of}.attempt,
+    'iterations', ${of}.iterations, 'steps', ${of}.steps, 'input_tokens', ${of}.input_tokens, 'output_tokens', ${of}.output_tokens,
+    'cached_tokens', ${of}.cached_tokens, 'cost_usd', CASE WHEN NOT ${of}.cost_unknown THEN ${of}.cost_nanos / 1e9 END, 'active_ms', ${of}.active_ms,
+    'duration_ms', (extract(epoch FROM now() - ${of}.created_at) * 1000)::bigint) AS totals`;
 
 /** The columns of a `MovedRow`, of the relation `of`. */
 export const movedColumns = (of: string): string => columns.map((column) => `${of}.${column}`).join(", ");

@@ -2,8 +2,10 @@
  * How runs come into a worker's slots: one look at a time into Postgres, which claims what is next in order and due, and then carries and reports
  * it. A look is made when somebody rings, when a slot comes free while there was more to do than slots, and once a second whatever happens.
  */
+
 import { setImmediate as nextTurn } from "node:timers/promises";
 import { pause } from "@drover/harness/worker";
+import { toWireId } from "@drover/protocol";
 import { type Consumer, runsPerRing, type WakeQueue } from "@drover/queue";
 import { faultOf, type Pool } from "@drover/storage";
 import type { Logger } from "@drover/telemetry";
@@ -170,7 +172,7 @@ export function startIntake(options: IntakeOptions): Intake {
         proven();
         if (moved) await report(moved);
       })
-      .catch((error) => logger.error({ err: error, run: run.id }, "carrying a run threw"))
+      .catch((error) => logger.error({ err: error, task_id: toWireId("run", run.id) }, "carrying a run threw"))
       .finally(() => {
         carried.delete(work);
         if (full) look();

@@ -1,4 +1,5 @@
 /** A worker: slots, what fills them (`intake.ts`), who carries a run (`executor.ts`), and its share of the rescue (`rescuer.ts`). */
+import { toWireId } from "@drover/protocol";
 import type { Signals, WakeQueue } from "@drover/queue";
 import type { Blobs, Pool } from "@drover/storage";
 import type { Logger } from "@drover/telemetry";
@@ -128,7 +129,10 @@ export async function startWorker(options: WorkerOptions): Promise<RunWorker> {
       const moved = await executor.giveBack(stray);
       if (moved) await report(moved);
     } catch (error) {
-      logger.warn({ err: error, run: stray.runId }, "a run nobody here carries could not be given back yet");
+      logger.warn(
+        { err: error, task_id: toWireId("run", stray.runId) },
+        "a run nobody here carries could not be given back yet",
+      );
     }
   }
 
