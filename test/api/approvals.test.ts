@@ -103,8 +103,15 @@ describe("a run that waits for a person", () => {
     const edited = { to: "bob@example.com", text: "Hello" };
     const { body } = await decide(id, { decision: "approve", edited_input: edited }, world);
     expect(body).toMatchObject({ status: "approved", edited_input: edited, input: mail });
-    await world.end(taskId);
+    const { result } = await world.end(taskId);
     expect(world.done).toEqual([["send_mail", edited]]);
+    // The model hears what ran in place of its own arguments, and the result shows both.
+    expect(result.output).toContain(
+      `A person changed the arguments before they approved this call. It ran with: ${JSON.stringify(edited)}`,
+    );
+    expect(result.output).toContain("sent");
+    const { tool_calls } = (await world.get(`/query/result/${taskId}?include=tool_calls`)).body;
+    expect(tool_calls).toMatchObject([{ tool_name: "send_mail", input: edited, requested_input: mail, status: "ok" }]);
   });
 
   test("somebody without a key: from the webhook by its link to the page, by its form to the end of the run", async () => {

@@ -10,6 +10,7 @@ import {
   defineTool,
   type EventType,
   type LogEvent,
+  type Policy,
   ToolRegistry,
 } from "@drover/harness";
 import { createModels, modelConfig } from "@drover/llm";
@@ -72,7 +73,7 @@ export function testTools(done: Carried["done"] = []): ToolRegistry {
   ]);
 }
 
-export async function startCarried(options: WorldOptions = {}): Promise<Carried> {
+export async function startCarried(options: WorldOptions & { policies?: Policy[] } = {}): Promise<Carried> {
   const done: Carried["done"] = [];
   const tools = testTools(done);
   const models = await startModelServer();
@@ -100,7 +101,7 @@ export async function startCarried(options: WorldOptions = {}): Promise<Carried>
       agent: (name) => agents[name],
       model: (id) => source.resolve(id ?? source.default),
       tools,
-      policies: [],
+      policies: options.policies ?? [],
     },
     slots: 20,
     leaseMs: 10_000,

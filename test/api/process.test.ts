@@ -156,7 +156,7 @@ test("an upload that takes for ever does not hold up the end, nor make it a fail
     `POST /query HTTP/1.1\r\nhost: x\r\nauthorization: ${authorization}\r\ncontent-type: application/json\r\ncontent-length: 100000\r\n\r\n{`,
   );
   const dripping = setInterval(() => slow.write(" "), 100);
-  const closed = once(slow, "close");
+  const closed = new Promise((resolve) => slow.once("close", resolve));
   await fetch(`http://127.0.0.1:${port}/health`);
   expect(await api.kill("SIGTERM")).toEqual({ code: 0, signal: null });
   clearInterval(dripping);

@@ -143,7 +143,7 @@ describe("another start", () => {
 
 describe("a part that dies", () => {
   it("worker: is started again, and its run goes on", async () => {
-    const id = await submit("Wait 2 seconds, then 6 * 7");
+    const id = await submit("Wait 6 seconds, then 6 * 7");
     await logged(id, "model.call");
     process.kill(dev.pids.worker, "SIGKILL");
     await dev.process.waitForLine(/the worker ended \(SIGKILL\), starting it again in 1 s/);

@@ -227,6 +227,34 @@ describe("an action with an id", () => {
     expect([ran, actions.pointsLeft]).toEqual([1, 6]);
   });
 
+  it("names one action: asked for again with another name or other arguments, under way or done, it is refused", async () => {
+    let ran = 0;
+    const tools = [tool("it", async () => ++ran, write), tool("that", async () => ++ran, write)];
+    const { actions, log } = actionsOf(tools, 10);
+    const first = actions.execute("it", { a: 1, b: 2 }, { id: "call_1" });
+    const refused = expect.objectContaining({
+      name: "InvalidArguments",
+      message: expect.stringContaining('The action id "call_1" was used for it with other arguments'),
+    });
+    await expect(actions.execute("it", { a: 1, b: 3 }, { id: "call_1" })).rejects.toEqual(refused);
+    expect(await actions.execute("it", { b: 2, a: 1 }, { id: "call_1" })).toBe(1);
+    await first;
+    await expect(actions.execute("that", { a: 1, b: 2 }, { id: "call_1" })).rejects.toEqual(refused);
+    const other = new AgentHarness({ env: {}, tools }).actions({ log });
+    await expect(other.execute("it", {}, { id: "call_1" })).rejects.toEqual(refused);
+    expect(ran).toBe(1);
+  });
+
+  it("that was refused for want of a person has not been counted by its rate", async () => {
+    const { actions } = actionsOf([tool("send", () => "sent", { ...send, rate: { calls: 1, perSeconds: 600 } })], 10);
+    for (let asked = 0; asked < 3; asked++)
+      await expect(actions.execute("send", {}, { id: "call_1" })).rejects.toBeInstanceOf(HumanApprovalRequired);
+    expect(await actions.approveAndExecute("send", {}, { id: "call_1", by: "maria" })).toBe("sent");
+    await expect(actions.approveAndExecute("send", {}, { by: "maria" })).rejects.toBeInstanceOf(CallLimitReached);
+    // Nobody is asked about what would not be made.
+    await expect(actions.execute("send", {})).rejects.toBeInstanceOf(CallLimitReached);
+  });
+
   it("that a process died in is not repeated in silence when it is unsafe, only when a person says so", async () => {
     let ran = 0;
     const tools = [

@@ -320,6 +320,62 @@ describe("RollbackCoordinator", () => {
     expect([ran, state.n]).toEqual([false, 1]);
   });
 
+  it("gives every object in the state its own contents back: whoever holds one sees them", async () => {
+    const inner = { list: [1], when: new Date(0), bytes: new Uint8Array([1, 2]), tags: new Map([["a", { n: 1 }]]) };
+    const state: Record<string, unknown> = { inner };
+    state.self = state;
+    const { list, when, bytes, tags } = inner;
+    const tag = tags.get("a")!;
+    const coordinator = new RollbackCoordinator();
+    const failed = coordinator.transaction(state, "x", () => {
+      list.push(2);
+      when.setTime(9);
+      bytes[0] = 9;
+      tag.n = 2;
+      tags.clear();
+      state.inner = {};
+      delete state.self;
+      throw new Error("no");
+    });
+    await expect(failed).rejects.toThrow("no");
+    expect(state.inner).toBe(inner);
+    expect(state.self).toBe(state);
+    expect([list, when.getTime(), [...bytes], tag.n]).toEqual([[1], 0, [1, 2], 1]);
+    expect(tags.get("a")).toBe(tag);
+  });
+
+  it("carries out transactions on one state one after the other, and those on two side by side", async () => {
+    const coordinator = new RollbackCoordinator();
+    const [state, other] = [{ n: 0 }, { n: 0 }];
+    const gate = Promise.withResolvers<void>();
+    const first = coordinator.transaction(state, "first", async (given) => {
+      given.n = 5;
+      await gate.promise;
+      throw new Error("no");
+    });
+    const second = coordinator.transaction(state, "second", (given) => ++given.n);
+    expect(await coordinator.transaction(other, "other", (given) => ++given.n)).toBe(1);
+    gate.resolve();
+    await expect(first).rejects.toThrow("no");
+    // It began with what the first one had given back.
+    expect(await second).toBe(1);
+    expect(coordinator.history).toEqual(["other", "second"]);
+  });
+
+  it("refuses a transaction inside of one on the same state, and to take back under one", async () => {
+    const coordinator = new RollbackCoordinator();
+    const [state, other] = [{ n: 0 }, { n: 0 }];
+    await coordinator.transaction(state, "before", (given) => ++given.n);
+    await coordinator.transaction(state, "outer", async () => {
+      await expect(coordinator.transaction(state, "inner", () => 1)).rejects.toThrow(
+        '"inner" is inside of the transaction "outer"',
+      );
+      expect(() => coordinator.rollbackLast()).toThrow('"before" cannot be taken back while "outer" is under way');
+      await coordinator.transaction(other, "beside", (given) => ++given.n);
+    });
+    expect(coordinator.history).toEqual(["before", "beside", "outer"]);
+  });
+
   it("keeps two states apart", async () => {
     const coordinator = new RollbackCoordinator();
     const [a, b] = [{ n: 1 }, { n: 1 }];

@@ -1,5 +1,6 @@
 /** From what `runs` reads to the wire: one mapping per resource, by hand. */
 import type { LogEvent, RunInput, RunResult } from "@drover/harness";
+import { isHeldContent, withoutHeld } from "@drover/harness/worker";
 import {
   type AcceptedAnswer,
   type ApprovalAnswer,
@@ -109,15 +110,18 @@ export function executionAnswer(run: Run, input: RunInput, outcome: Outcome | nu
   };
 }
 
-export function approvalAnswer(asked: ApprovalRecord): ApprovalAnswer {
+/** `mayDecide`: whoever asks; others are not shown what a policy holds back, unless it was let pass. */
+export function approvalAnswer(asked: ApprovalRecord, mayDecide: boolean): ApprovalAnswer {
   const { decision } = asked;
+  const withheld = isHeldContent(asked.subject) && !mayDecide && asked.status !== "approved";
   return {
     id: toWireId("approval", asked.id),
     task_id: toWireId("run", asked.runId),
     agent: asked.agent,
     subject: asked.subject,
     tool_name: asked.toolName,
-    input: asked.input,
+    input: withheld ? null : asked.input,
+    ...(withheld && { withheld: true as const }),
     reason: asked.reason,
     hash: asked.hash,
     status: asked.status,
@@ -148,7 +152,9 @@ export function runProblem(
   };
 }
 
-export function eventAnswer({ seq, type, at, data }: LogEvent) {
+/** `mayDecide`: whoever asks; others are not shown what a policy holds back. */
+export function eventAnswer(event: LogEvent, mayDecide: boolean) {
+  const { seq, type, at, data } = mayDecide ? event : withoutHeld(event);
   return { seq, type, at, data: data as Record<string, unknown> };
 }
 

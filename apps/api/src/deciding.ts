@@ -11,6 +11,7 @@ import {
 } from "@drover/runs";
 import { storableJson } from "@drover/storage";
 import type { Context } from "./context.ts";
+import { type Caller, may } from "./keys.ts";
 import { invalid } from "./problems.ts";
 import { missing } from "./resources.ts";
 
@@ -42,6 +43,16 @@ export async function decide(
   const [approval, run] = await Promise.all([readApproval(pool, tenant, id), readRun(pool, tenant, runId)]);
   return { approval: approval ?? missing("approval"), runStatus: (run ?? missing("run")).status };
 }
+
+type Asked = Pick<ApprovalRecord, "submittedBy">;
+
+/** Whoever submitted a query does not decide about it, where the installation bars that. */
+export const isBarred = (asked: Asked, keyId: string, { DROVER_APPROVE_OWN }: Context["config"]): boolean =>
+  !DROVER_APPROVE_OWN && asked.submittedBy === keyId;
+
+/** Whether the caller may decide about this query, and so may see what a policy holds back of it. */
+export const mayDecideOf = ({ role, keyId }: Caller, asked: Asked, config: Context["config"]): boolean =>
+  may(role, "approve") && !isBarred(asked, keyId, config);
 
 /** Wakes runs that a commit has made due; nobody waits for it. A wake-up that was lost is made good within a second, by the workers. */
 export function wake({ logger, services }: Context, runs: Moved[]): void {

@@ -2,6 +2,7 @@
  * What a message says, to an endpoint and in the feed. Built from what no longer changes (an event of a run's log, a closed batch's
  * items), so that every try and every redelivery sends the same bytes.
  */
+import { withoutContent } from "@drover/harness/worker";
 import { fromWireId, toWireId } from "@drover/protocol";
 import { linkMaker, readBatch, readLog, readOutcome, readRun } from "@drover/runs";
 import type { Blobs, Queryable } from "@drover/storage";
@@ -91,7 +92,7 @@ async function endpointDecides(db: Queryable, tenant: string, id: string, submit
 
 /**
  * What a run began to wait for at `seq`, however it stands by now. Links go where somebody who may decide has named the address: of an endpoint, or
- * of the callback.
+ * of the callback. What a policy holds back goes where a link goes.
  */
 async function waitingData(
   { db, blobs, publicUrl, approveOwn = true }: Source,
@@ -113,16 +114,22 @@ async function waitingData(
     status: "waiting",
     waiting_for,
     level,
-    approvals: approvals?.map(({ approval_id, subject, tool_name = null, input, reason, expires_at, on_expiry }) => ({
-      id: approval_id,
-      subject,
-      tool_name,
-      ...shortened(input),
-      reason,
-      expires_at,
-      on_expiry,
-      link: linkTo?.({ id: fromWireId("approval", approval_id)!, expiresAt: new Date(expires_at) }),
-    })),
+    approvals: approvals?.map((asked) => {
+      const { approval_id, subject, tool_name = null, reason, hash, expires_at, on_expiry } = asked;
+      const { input, withheld }: { input: unknown; withheld?: true } = linkTo ? asked : withoutContent(asked);
+      return {
+        id: approval_id,
+        subject,
+        tool_name,
+        ...shortened(input),
+        withheld,
+        reason,
+        hash,
+        expires_at,
+        on_expiry,
+        link: linkTo?.({ id: fromWireId("approval", approval_id)!, expiresAt: new Date(expires_at) }),
+      };
+    }),
     agent: run.agent,
     kind: run.kind,
     of_run: run.ofRun ? toWireId("run", run.ofRun) : undefined,

@@ -20,6 +20,7 @@ export {
   toNanos,
   toUsd,
 } from "./loop/fold.ts";
+export { isHeldContent, withoutContent, withoutHeld } from "./loop/held.ts";
 export { early, type LoopOptions, type LoopOutcome, modelProblem, runLoop, waitingOf } from "./loop/loop.ts";
 export { backoffMs } from "./loop/retry.ts";
 export { planRollback, type RollbackPlan } from "./loop/rollback.ts";

@@ -17,7 +17,11 @@ const fields = {
         "`input`, `result`, `output`: something a policy holds back",
     ),
   tool_name: z.string().nullable(),
-  input: z.unknown().describe("the arguments, or the content asked about"),
+  input: z.unknown().describe("the arguments, or the content asked about; null where `withheld`"),
+  withheld: z
+    .literal(true)
+    .optional()
+    .describe("the content is held back by a policy, and only who may decide is shown it before it is approved"),
   reason: z.string(),
   hash: z.string().describe("names exactly what is asked about: what runs is what was approved"),
   status: z.enum(approvalStatuses),

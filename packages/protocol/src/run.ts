@@ -18,7 +18,8 @@ export const runError = z
 export const toolCall = z
   .object({
     tool_name: z.string(),
-    input: z.unknown(),
+    input: z.unknown().describe("what ran"),
+    requested_input: z.unknown().optional().describe("what the model had asked for, where a person changed it"),
     output: z.unknown(),
     duration_ms: z.number(),
     status: z

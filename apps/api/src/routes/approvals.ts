@@ -21,7 +21,7 @@ import { z } from "zod";
 import { approvalAnswer } from "../answers.ts";
 import type { App, Context } from "../context.ts";
 import { fromCursor, readPage, toCursor } from "../cursors.ts";
-import { decide } from "../deciding.ts";
+import { decide, isBarred, mayDecideOf } from "../deciding.ts";
 import type { Caller } from "../keys.ts";
 import { missing, requireId, runId } from "../resources.ts";
 
@@ -47,7 +47,7 @@ export function approvalRoutes(app: App, context: Context): void {
       querystring: listQuery,
       response: { 200: json("One page", approvalPage) },
     },
-    handler: async (request, reply) => reply.send(await pageOf(request.caller.tenant, request.query, {})),
+    handler: async (request, reply) => reply.send(await pageOf(request.caller, request.query, {})),
   });
 
   app.route({
@@ -64,7 +64,7 @@ export function approvalRoutes(app: App, context: Context): void {
     handler: async (request, reply) => {
       const { tenant } = request.caller;
       const run = (await readRun(pool, tenant, runId(request.params.id))) ?? missing("run");
-      return reply.send(await pageOf(tenant, request.query, { runId: run.id }));
+      return reply.send(await pageOf(request.caller, request.query, { runId: run.id }));
     },
   });
 
@@ -80,7 +80,7 @@ export function approvalRoutes(app: App, context: Context): void {
       response: { 200: json("The question, and its answer if there is one", approval) },
     },
     handler: async (request, reply) =>
-      reply.send(approvalAnswer(await readOwn(request.caller.tenant, request.params.id))),
+      reply.send(answerTo(request.caller, await readOwn(request.caller.tenant, request.params.id))),
   });
 
   app.route({
@@ -110,7 +110,7 @@ export function approvalRoutes(app: App, context: Context): void {
         ...(note && { note }),
         ...(result !== undefined && { result }),
       });
-      return reply.send({ ...approvalAnswer(decided.approval), run_status: decided.runStatus });
+      return reply.send({ ...answerTo(request.caller, decided.approval), run_status: decided.runStatus });
     },
   });
 
@@ -144,6 +144,8 @@ export function approvalRoutes(app: App, context: Context): void {
     },
   });
 
+  const answerTo = (caller: Caller, asked: ApprovalRecord) => approvalAnswer(asked, mayDecideOf(caller, asked, config));
+
   /** The tenant's question. @throws DroverError `not_found` */
   async function readOwn(tenant: string, id: string): Promise<ApprovalRecord> {
     return (await readApproval(pool, tenant, requireId("approval", id))) ?? missing("approval");
@@ -151,19 +153,19 @@ export function approvalRoutes(app: App, context: Context): void {
 
   /** @throws DroverError `forbidden` when the caller submitted the run, and that is barred */
   function requireOther(asked: ApprovalRecord, { keyId }: Caller): void {
-    if (!config.DROVER_APPROVE_OWN && asked.submittedBy === keyId)
+    if (isBarred(asked, keyId, config))
       throw new DroverError("forbidden", "This key submitted the query: somebody else must decide.");
   }
 
-  async function pageOf(tenant: string, query: z.infer<typeof listQuery>, of: Pick<ApprovalFilter, "runId">) {
+  async function pageOf(caller: Caller, query: z.infer<typeof listQuery>, of: Pick<ApprovalFilter, "runId">) {
     const { limit, cursor, status } = query;
     const before = fromCursor("approvals", cursor);
     const filter = { ...of, ...(status && { status }), ...(before !== undefined && { before }) };
     const { entries, nextCursor } = await readPage(
       limit,
-      (most) => listApprovals(pool, tenant, { ...filter, limit: most }),
+      (most) => listApprovals(pool, caller.tenant, { ...filter, limit: most }),
       (last) => toCursor("approvals", last.id),
     );
-    return { data: entries.map(approvalAnswer), next_cursor: nextCursor };
+    return { data: entries.map((asked) => answerTo(caller, asked)), next_cursor: nextCursor };
   }
 }

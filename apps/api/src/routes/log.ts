@@ -12,6 +12,7 @@ import { z } from "zod";
 import { eventAnswer } from "../answers.ts";
 import type { App, Context } from "../context.ts";
 import { fromCursor, readPage, toCursor } from "../cursors.ts";
+import { mayDecideOf } from "../deciding.ts";
 import { invalid } from "../problems.ts";
 import { missing, runId } from "../resources.ts";
 import { untilClosed } from "../waiting.ts";
@@ -21,7 +22,7 @@ const reconnectMs = 1000;
 const goodbyeMs = 500;
 
 export function logRoutes(app: App, context: Context): void {
-  const { pool, blobs } = context;
+  const { pool, blobs, config } = context;
 
   app.route({
     method: "GET",
@@ -86,7 +87,8 @@ export function logRoutes(app: App, context: Context): void {
           }),
         (last) => toCursor("events", last.seq),
       );
-      return reply.send({ data: entries.map(eventAnswer), next_cursor: nextCursor });
+      const mayDecide = mayDecideOf(request.caller, run, config);
+      return reply.send({ data: entries.map((event) => eventAnswer(event, mayDecide)), next_cursor: nextCursor });
     },
   });
 
@@ -111,6 +113,7 @@ export function logRoutes(app: App, context: Context): void {
     const heartbeat = setInterval(() => offer(": heartbeat\n\n"), context.heartbeatMs);
     metrics.streamsOpen.inc();
     let seen = after;
+    const mayDecide = mayDecideOf(reply.request.caller, run, config);
     try {
       // A browser takes a 503 for the end of its stream, so the open one outlives an outage of the database.
       await throughOutages(async () => {
@@ -126,7 +129,7 @@ export function logRoutes(app: App, context: Context): void {
             offer(`event: delta\ndata: ${JSON.stringify({ task_id: taskId.id, epoch, ...at, text })}\n\n`),
         });
         for await (const event of events) {
-          const data = JSON.stringify(eventAnswer(event));
+          const data = JSON.stringify(eventAnswer(event, mayDecide));
           const taken = raw.write(`event: ${event.type}\nid: ${event.seq}\ndata: ${data}\n\n`);
           seen = event.seq;
           if (!taken) await once(raw, "drain", { signal: gone });

@@ -6,7 +6,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { ToolSpec } from "@drover/llm";
 import { uuidv7 } from "@drover/protocol";
-import type { AuditSink } from "../audit/trail.ts";
+import { type AuditSink, contentHash } from "../audit/trail.ts";
 import type { AgentDefinition } from "../library/agent.ts";
 import {
   ActionFailed,
@@ -44,7 +44,7 @@ export interface ActionsOptions {
 export interface ActionOptions {
   /**
    * Names this action, such as the model's tool call id: asked for again, also in another process with the same log, it answers with the recorded
-   * outcome instead of being carried out twice. Without it every call is an action of its own.
+   * outcome instead of being carried out twice; with another name or other arguments it is refused. Without it every call is an action of its own.
    */
   id?: string;
 }
@@ -66,7 +66,7 @@ export class Actions {
   readonly #log: RunLog;
   readonly #runId: string;
   readonly #control = new RunControl();
-  readonly #underWay = new Map<string, Promise<unknown>>();
+  readonly #underWay = new Map<string, { action: Action; answer: Promise<unknown> }>();
   #state: RunState;
   #opened: Promise<void> | undefined;
 
@@ -105,7 +105,9 @@ export class Actions {
    * @throws PermissionDenied, InvalidArguments, PolicyBlocked, BudgetExhausted, CallLimitReached, ActionFailed
    */
   execute(actionName: string, actionArgs: unknown, options: ActionOptions = {}): Promise<unknown> {
-    return this.#once(options.id, () => this.#pass(actionName, actionArgs, options.id, "refuse"));
+    return this.#once(options.id, actionName, actionArgs, () =>
+      this.#pass(actionName, actionArgs, options.id, "refuse"),
+    );
   }
 
   /** Carries out an action that a person has approved; it is charged like any other. Throws as `execute` does, but never asks. */
@@ -115,21 +117,30 @@ export class Actions {
     approval: ActionOptions & { by: string },
   ): Promise<unknown> {
     const asking = { approvedBy: approval.by };
-    return this.#once(approval.id, () => this.#pass(actionName, actionArgs, approval.id, asking));
+    return this.#once(approval.id, actionName, actionArgs, () =>
+      this.#pass(actionName, actionArgs, approval.id, asking),
+    );
   }
 
   /** One id, one action: whoever asks while it is under way gets the same answer. */
-  #once(id: string | undefined, act: () => Promise<unknown>): Promise<unknown> {
-    if (id === undefined) return act();
-    const underWay = this.#underWay.get(id) ?? act().finally(() => this.#underWay.delete(id));
-    this.#underWay.set(id, underWay);
-    return underWay;
+  async #once(id: string | undefined, name: string, input: unknown, act: () => Promise<unknown>): Promise<unknown> {
+    if (id === undefined) return await act();
+    const underWay = this.#underWay.get(id);
+    if (underWay) {
+      requireSame(id, underWay.action, { name, input });
+      return await underWay.answer;
+    }
+    const answer = act().finally(() => this.#underWay.delete(id));
+    this.#underWay.set(id, { action: { name, input }, answer });
+    return await answer;
   }
 
   async #pass(name: string, input: unknown, id: string | undefined, asking: Asking): Promise<unknown> {
     this.#opened ??= this.#open();
     await this.#opened;
-    const record = this.#find(id) ?? (await this.#begin(name, input, id));
+    const found = this.#find(id);
+    if (id !== undefined && found) requireSame(id, found.call, { name, input });
+    const record = found ?? (await this.#begin(name, input, id));
     if (record.result) return outputOf(record.result, name, input, asking);
     const door = this.#door(asking);
     const answer = await callTool(record, door);
@@ -186,6 +197,20 @@ export class Actions {
       },
     };
   }
+}
+
+interface Action {
+  name: string;
+  input?: unknown;
+}
+
+/** @throws InvalidArguments when an id that names one action is used for another */
+function requireSame(id: string, known: Action, wanted: Action): void {
+  const same = (action: Action) => contentHash([action.name, action.input ?? null]);
+  if (same(known) !== same(wanted))
+    throw new InvalidArguments(
+      `The action id "${id}" was used for ${known.name} with other arguments: an id names one action with its arguments.`,
+    );
 }
 
 function outputOf(result: ToolResult, name: string, input: unknown, asking: Asking): unknown {

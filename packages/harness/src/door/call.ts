@@ -48,10 +48,10 @@ async function passDoor(record: ToolRecord, door: DoorOptions): Promise<Passed> 
     if (tooOften) return outcome("error", tooOften, "limit");
     const points = tool.budgetCost ?? 0;
     const tooDear = () => points > pointsLeft(door.state);
-    // Looked at before its rate counts it, since it comes back when there are more points; and after, since others were quicker.
     if (tooDear()) return { kind: "exhausted" };
-    const tooFast = await rateProblem(record, tool, door);
-    if (tooFast) return outcome("error", tooFast, "limit");
+    const tooFast = rateProblem(tool, await door.toolbox.waitMs(tool, door.tenant));
+    if (tooFast) return tooFast;
+    // Others were quicker.
     if (tooDear()) return { kind: "exhausted" };
     record.reserved = points;
   }
@@ -63,6 +63,11 @@ async function passDoor(record: ToolRecord, door: DoorOptions): Promise<Passed> 
     (await approve(record, tool, input, needed, door)) ??
     notToBeStarted(begun, record, door.control);
   if (kept) return kept;
+  if (!begun) {
+    // Counted when it is made: once, however long a person took.
+    const tooFast = rateProblem(tool, await door.toolbox.admit(tool, door.tenant));
+    if (tooFast) return tooFast;
+  }
   const idempotencyKey = record.idempotencyKey ?? `${door.runId}:${record.iteration}:${record.index}`;
   if (tool.effect !== "pure") {
     // A second try of an unsafe call is a second intent: what was found out about the first says nothing about it.
@@ -135,12 +140,10 @@ function callsProblem(record: ToolRecord, tool: AnyTool, door: DoorOptions): str
 }
 
 /** Whether the tenant has called it too often, in this process. */
-async function rateProblem(record: ToolRecord, tool: AnyTool, door: DoorOptions): Promise<string | undefined> {
-  // It was counted before a person was asked.
-  if (record.asked.call) return;
-  const waitMs = await door.toolbox.admit(tool, door.tenant);
-  if (waitMs > 0) return `Not called: "${tool.name}" was called too often. Try again in ${Math.ceil(waitMs / 1000)} s.`;
-  return;
+function rateProblem(tool: AnyTool, waitMs: number): Passed | undefined {
+  if (waitMs === 0) return;
+  const again = `Try again in ${Math.ceil(waitMs / 1000)} s.`;
+  return outcome("error", `Not called: "${tool.name}" was called too often. ${again}`, "limit");
 }
 
 const isBefore = (a: ToolRecord, b: ToolRecord): boolean =>

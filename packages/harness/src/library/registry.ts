@@ -14,6 +14,8 @@ export interface Toolbox {
   get(name: string): AnyTool | undefined;
   /** Counts one call of a tenant. 0: it may go on; else how many ms until the tool's `rate` lets one through. */
   admit(tool: AnyTool, tenant: string): Promise<number>;
+  /** The same answer, and nothing is counted. */
+  waitMs(tool: AnyTool, tenant: string): Promise<number>;
 }
 
 interface Entry {
@@ -96,8 +98,14 @@ export class ToolRegistry {
       specs: allowed.map(({ spec }) => spec),
       get: (name) => byName.get(name)?.tool,
       admit: (tool, tenant) => admit(byName.get(tool.name)?.limiter, tenant),
+      waitMs: (tool, tenant) => waitMs(byName.get(tool.name)?.limiter, tenant),
     };
   }
+}
+
+async function waitMs(limiter: RateLimiterMemory | undefined, tenant: string): Promise<number> {
+  const counted = await limiter?.get(tenant);
+  return counted && counted.remainingPoints <= 0 ? Math.max(1, counted.msBeforeNext) : 0;
 }
 
 async function admit(limiter: RateLimiterMemory | undefined, tenant: string): Promise<number> {

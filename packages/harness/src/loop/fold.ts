@@ -378,18 +378,26 @@ function firstMessage(input: RunInput): string {
 }
 
 function toolResultPart(record: ToolRecord) {
-  const { result, call } = record;
-  const output =
-    result === undefined
-      ? ({ type: "error-text", value: "No result." } as const)
-      : result.untrusted
-        ? ({ type: result.status === "ok" ? "text" : "error-text", value: marked(call.name, result.output) } as const)
-        : result.status === "ok"
-          ? typeof result.output === "string"
-            ? ({ type: "text", value: result.output } as const)
-            : ({ type: "json", value: result.output as never } as const)
-          : ({ type: "error-text", value: asText(result.output) } as const);
+  const { call, edited } = record;
+  const output = edited ? withEdit(resultOutput(record), edited.input) : resultOutput(record);
   return { type: "tool-result" as const, toolCallId: call.id, toolName: call.name, output };
+}
+
+type ResultOutput = { type: "text" | "error-text"; value: string } | { type: "json"; value: never };
+
+/** The model would take the result for that of the call it wrote. */
+function withEdit({ type, value }: ResultOutput, ran: unknown): ResultOutput {
+  const note = `A person changed the arguments before they approved this call. It ran with: ${JSON.stringify(ran)}`;
+  return { type: type === "json" ? "text" : type, value: `${note}\n\n${asText(value)}` };
+}
+
+function resultOutput({ result, call }: ToolRecord): ResultOutput {
+  if (result === undefined) return { type: "error-text", value: "No result." };
+  const { status, output, untrusted } = result;
+  const type = status === "ok" ? "text" : "error-text";
+  if (untrusted) return { type, value: marked(call.name, output) };
+  if (type === "text" && typeof output !== "string") return { type: "json", value: output as never };
+  return { type, value: asText(output) };
 }
 
 /** An output as text: itself, or its JSON. */

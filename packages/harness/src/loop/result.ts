@@ -5,7 +5,10 @@ import { type RunState, toUsd } from "./fold.ts";
 
 export interface ToolCallSummary {
   tool_name: string;
+  /** What ran. */
   input: unknown;
+  /** What the model had asked for, where a person changed it. */
+  requested_input?: unknown;
   output: unknown;
   duration_ms: number;
   status: ToolStatus;
@@ -49,22 +52,22 @@ export function resultOf(
     iterations: state.iterations - state.copiedIterations,
     duration_seconds: Math.round(about.durationMs) / 1000,
     tools_called: [...new Set(calls.filter((record) => record.result).map((record) => record.call.name))],
-    tool_calls: calls.flatMap(({ call, result, intended }): ToolCallSummary[] =>
-      result
-        ? [
-            {
-              tool_name: call.name,
-              input: call.input,
-              output: result.output,
-              duration_ms: result.duration_ms,
-              status: result.status,
-            },
-          ]
-        : // It was begun, and nobody saw how it ended.
-          intended
-          ? [{ tool_name: call.name, input: call.input, output: null, duration_ms: 0, status: "uncertain" }]
-          : [],
-    ),
+    tool_calls: calls.flatMap((record): ToolCallSummary[] => {
+      const { call, result, intended, edited, intendedInput } = record;
+      // It was begun, and nobody saw how it ended.
+      const ended = result ?? (intended ? { output: null, duration_ms: 0, status: "uncertain" as const } : undefined);
+      if (!ended) return [];
+      return [
+        {
+          tool_name: call.name,
+          input: intendedInput ?? (edited ? edited.input : call.input),
+          ...(edited && { requested_input: call.input }),
+          output: ended.output,
+          duration_ms: ended.duration_ms,
+          status: ended.status,
+        },
+      ];
+    }),
     metadata: about.metadata ?? {},
   };
 }

@@ -2,7 +2,7 @@
 
 import type { BudgetLevel, FinalData, FinalStatus } from "@drover/harness";
 import { type LogEvent, type RunResult, resultOf } from "@drover/harness";
-import { fold, latestText, toUsd } from "@drover/harness/worker";
+import { fold, latestText, toUsd, withoutHeld } from "@drover/harness/worker";
 import { DroverError, type StopReason, toWireId } from "@drover/protocol";
 import { type Blobs, bounded, type Pool, plannedAnew, type Queryable, TooLongError } from "@drover/storage";
 import { DummyDriver, Kysely, PostgresAdapter, PostgresIntrospector, PostgresQueryCompiler, sql } from "kysely";
@@ -261,7 +261,8 @@ export async function readProgress(
   const { last_event, seq } = rows[0];
   if (seq === null) return { lastEvent: last_event, partialOutput: null };
   const [event] = await readLog(db, blobs, { tenant: run.tenant, runId: run.id, after: seq - 1, limit: 1 });
-  const text = event && "text" in event.data ? String(event.data.text) : "";
+  const shown = event && withoutHeld(event);
+  const text = shown && "text" in shown.data ? String(shown.data.text) : "";
   return { lastEvent: last_event, partialOutput: text === "" ? null : text };
 }
 
