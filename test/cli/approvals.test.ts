@@ -66,7 +66,7 @@ describe("a run that asks", () => {
     expect(decided.stdout).toContain(`${id}  approved`);
     expect(await process.exited).toMatchObject({ code: 0 });
     expect(process.output()).toMatch(/approved by key_\w+, with other arguments .*bob@example.com.*: her new address/);
-    expect(process.output()).toContain("It was sent to bob@example.com.");
+    expect(process.output()).toContain("sent to bob@example.com.");
 
     const again = await client("approve", id!);
     expect(again.code).toBe(6);

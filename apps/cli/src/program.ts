@@ -199,10 +199,10 @@ function auditCommands(program: Command, run: Run): void {
 // --------------------------------------------------------------------------------------------------------- clients
 
 function clientCommands(program: Command, run: Run): void {
-  const client = (name: string, summary: string) =>
-    program
+  const client = (name: string, summary: string, parent = program) =>
+    parent
       .command(name)
-      .helpGroup("Client:")
+      .helpGroup(parent === program ? "Client:" : "Commands:")
       .summary(summary)
       .description(`${summary[0]!.toUpperCase()}${summary.slice(1)}.`)
       .option("--json", "JSON on standard output")
@@ -224,31 +224,40 @@ function clientCommands(program: Command, run: Run): void {
       .addOption(new Option("--wait", "wait for the end").conflicts("follow"))
       .option("--timeout <seconds>", "with --wait: at most so long", positive);
 
-  wait(client("run", "submit a query"))
+  const settings = (command: Command) =>
+    command
+      .option("--agent <name>", "which agent runs it")
+      .option("--model <provider/model>", "in place of the agent's model")
+      .option("--context <json>", "data for the agent: a JSON object, or @file")
+      .option("--system <text>", "in place of the agent's system prompt")
+      .option("--user <id>", "whom the query is for")
+      .option("--temperature <number>", "of the model", number)
+      .option("--max-tokens <n>", "of one reply of the model", number)
+      .option("--max-iterations <n>", "model turns at most", number)
+      .option("--max-cost <usd>", "end when the model calls have cost so much", number)
+      .option("--action-budget <points>", "points its tool calls may take together", number)
+      .addOption(
+        new Option(
+          "--at-cap <what>",
+          "at a cap of money or points: wrap up and end, or wait until it is raised",
+        ).choices(["stop", "pause"]),
+      )
+      .option("--soft <seconds>", "active time after which the agent wraps up", number)
+      .option("--hard <seconds>", "active time after which the run is ended", number)
+      .option("--deadline <time>", "absolute limit, such as 2026-11-21T09:30:00Z")
+      .option("--priority <0..9>", "9 is the most urgent", number)
+      .option("--delay <seconds>", "start so much later", number)
+      .option("--max-attempts <n>", "tries of one step", number)
+      .option("--backoff <ms>", "before the second try; doubles", number)
+      .option("--max-backoff <ms>", "between two tries at most", number)
+      .option("--callback-url <url>", "gets a signed webhook when the run ends")
+      .option("--event <type>", "what the callback hears of, such as query.waiting; may be repeated", several)
+      .option("--metadata <key=value>", "kept with the run, searchable; may be repeated", pairs)
+      .option("--idempotency-key <key>", "the same key and query again make nothing new");
+
+  settings(wait(client("run", "submit a query")))
     .argument("<query...>", "what the agent is to do; - reads it from standard input")
     .option("--follow", "show what happens, as it happens, until the end")
-    .option("--agent <name>", "which agent runs it")
-    .option("--model <provider/model>", "in place of the agent's model")
-    .option("--context <json>", "data for the agent: a JSON object, or @file")
-    .option("--system <text>", "in place of the agent's system prompt")
-    .option("--user <id>", "whom the query is for")
-    .option("--temperature <number>", "of the model", number)
-    .option("--max-iterations <n>", "model turns at most", number)
-    .option("--max-cost <usd>", "end when the model calls have cost so much", number)
-    .option("--action-budget <points>", "points its tool calls may take together", number)
-    .addOption(
-      new Option("--at-cap <what>", "at a cap of money or points: wrap up and end, or wait until it is raised").choices(
-        ["stop", "pause"],
-      ),
-    )
-    .option("--soft <seconds>", "active time after which the agent wraps up", number)
-    .option("--hard <seconds>", "active time after which the run is ended", number)
-    .option("--deadline <time>", "absolute limit, such as 2026-11-21T09:30:00Z")
-    .option("--priority <0..9>", "9 is the most urgent", number)
-    .option("--delay <seconds>", "start so much later", number)
-    .option("--callback-url <url>", "gets a signed webhook when the run ends")
-    .option("--metadata <key=value>", "kept with the run, searchable; may be repeated", pairs)
-    .option("--idempotency-key <key>", "the same key and query again make nothing new")
     .option("--tool-calls", "with --wait or --follow and --json: the tool calls in the result")
     .addHelpText(
       "after",
@@ -378,6 +387,83 @@ function clientCommands(program: Command, run: Run): void {
       examples("drover list --status failed --limit 10", "drover list --metadata job=nightly --json"),
     )
     .action((options) => run(async () => (await import("./client/look.ts")).list(await connect(options), options)));
+
+  const page = (command: Command) =>
+    command
+      .option("--limit <n>", "entries of one page", number)
+      .option("--cursor <cursor>", "the next page, as the one before says");
+
+  const batch = program.command("batch").helpGroup("Client:").description("Many queries submitted as one.");
+  settings(wait(client("submit", "submit the queries of a file", batch)))
+    .argument("<file>", "JSON Lines: on each a query, or an object as POST /query takes it; - is standard input")
+    .addHelpText(
+      "after",
+      examples(
+        "drover batch submit queries.jsonl --agent checker --wait",
+        "jq -c .questions[] all.json | drover batch submit -",
+      ),
+    )
+    .action((file: string, options) =>
+      run(async () => (await import("./client/batch.ts")).submit(await connect(options), file, options)),
+    );
+  for (const [name, summary] of [
+    ["status", "show how a batch stands, and its items page by page"],
+    ["cancel", "cancel every item of a batch that has not ended"],
+  ] as const)
+    (name === "status" ? page(wait(client(name, summary, batch))) : client(name, summary, batch))
+      .argument("<id>", "bat_…")
+      .action((id: string, options) =>
+        run(async () => (await import("./client/batch.ts"))[name](await connect(options), id, options)),
+      );
+
+  const webhooks = program
+    .command("webhooks")
+    .helpGroup("Client:")
+    .description("Webhook endpoints: addresses that get a tenant's signed messages.");
+  page(client("list", "list the endpoints, newest first", webhooks)).action((options) =>
+    run(async () => (await import("./client/webhooks.ts")).list(await connect(options), options)),
+  );
+  const endpoint = (command: Command) =>
+    command
+      .option("--event <type>", "what it hears of, such as query.failed, or all; may be repeated", several)
+      .option("--description <text>", "a note for people");
+  endpoint(client("create", "make an endpoint; its secret is shown this once", webhooks))
+    .argument("<url>", "where its messages go")
+    .addHelpText("after", examples("drover webhooks create https://example.com/hooks --event query.failed"))
+    .action((url: string, options) =>
+      run(async () => (await import("./client/webhooks.ts")).create(await connect(options), url, options)),
+    );
+  endpoint(client("update", "change, enable or disable an endpoint", webhooks))
+    .argument("<id>", "whk_…")
+    .option("--to <url>", "where its messages go from now on")
+    .option("--enabled", "send again")
+    .option("--no-enabled", "send nothing more; what is still owed is not delivered")
+    .action((id: string, options) =>
+      run(async () => (await import("./client/webhooks.ts")).update(await connect(options), id, options)),
+    );
+  for (const [name, summary] of [
+    ["show", "show an endpoint"],
+    ["remove", "remove an endpoint and its deliveries"],
+    ["test", "send a test message to an endpoint"],
+    ["rotate", "give an endpoint a new secret"],
+  ] as const) {
+    const command = client(name, summary, webhooks).argument("<id>", "whk_…");
+    if (name === "rotate") command.option("--overlap <seconds>", "sign with the old one too for so long", number);
+    command.action((id: string, options) =>
+      run(async () => (await import("./client/webhooks.ts"))[name](await connect(options), id, options)),
+    );
+  }
+
+  page(client("deliveries", "show what was delivered about a run, newest first"))
+    .argument("<id>", "run_…")
+    .action((id: string, options) =>
+      run(async () => (await import("./client/webhooks.ts")).deliveries(await connect(options), id, options)),
+    );
+  client("redeliver", "deliver a message once more")
+    .argument("<id>", "dlv_…, as `drover deliveries` shows it")
+    .action((id: string, options) =>
+      run(async () => (await import("./client/webhooks.ts")).redeliver(await connect(options), id, options)),
+    );
 }
 
 // --------------------------------------------------------------------------------------------------------- pieces

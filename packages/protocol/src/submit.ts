@@ -187,3 +187,4 @@ export type AcceptedAnswer = z.infer<typeof accepted>;
 export const batchAccepted = z
   .object({ batch_id: wireId("batch"), status: z.enum(batchStatuses), total: z.int(), check_url: z.string() })
   .meta({ id: "BatchAccepted" });
+export type BatchAcceptedAnswer = z.infer<typeof batchAccepted>;

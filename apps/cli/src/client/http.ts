@@ -3,8 +3,12 @@ import type { LogEvent } from "@drover/harness";
 import type {
   AcceptedAnswer,
   ApprovalAnswer,
+  BatchAcceptedAnswer,
+  BatchAnswer,
   BudgetAnswer,
   DecidedAnswer,
+  DeliveryAnswer,
+  EndpointAnswer,
   Problem,
   RaisedAnswer,
   ResultAnswer,
@@ -27,7 +31,7 @@ export type Outcome =
   | { final: false };
 
 interface Call {
-  method?: "GET" | "POST" | "PUT";
+  method?: "GET" | "POST" | "PUT" | "PATCH" | "DELETE";
   body?: unknown;
   headers?: Record<string, string>;
   signal?: AbortSignal;
@@ -123,6 +127,63 @@ export class DroverClient {
 
   async raiseBudget(id: string, body: unknown): Promise<RaisedAnswer> {
     return await json(await this.request(`/query/${encodeURIComponent(id)}/budget`, { method: "POST", body }));
+  }
+
+  async submitBatch(body: unknown, idempotencyKey?: string): Promise<BatchAcceptedAnswer> {
+    const headers = { ...(idempotencyKey !== undefined && { "idempotency-key": idempotencyKey }) };
+    return await json(await this.request("/query/batch", { method: "POST", body, headers }));
+  }
+
+  async batch(id: string, query: URLSearchParams, signal?: AbortSignal): Promise<BatchAnswer> {
+    return await json(
+      await this.request(`/query/batch/${encodeURIComponent(id)}?${query}`, { ...(signal && { signal }) }),
+    );
+  }
+
+  async cancelBatch(id: string): Promise<BatchAnswer> {
+    return await json(await this.request(`/query/batch/${encodeURIComponent(id)}/cancel`, { method: "POST" }));
+  }
+
+  async endpoints(query: URLSearchParams): Promise<{ data: EndpointAnswer[]; next_cursor: string | null }> {
+    return await json(await this.request(`/webhooks?${query}`));
+  }
+
+  async endpoint(id: string): Promise<EndpointAnswer> {
+    return await json(await this.request(`/webhooks/${encodeURIComponent(id)}`));
+  }
+
+  async createEndpoint(body: unknown): Promise<EndpointAnswer & { secret: string }> {
+    return await json(await this.request("/webhooks", { method: "POST", body }));
+  }
+
+  async updateEndpoint(id: string, body: unknown): Promise<EndpointAnswer> {
+    return await json(await this.request(`/webhooks/${encodeURIComponent(id)}`, { method: "PATCH", body }));
+  }
+
+  async deleteEndpoint(id: string): Promise<void> {
+    await this.request(`/webhooks/${encodeURIComponent(id)}`, { method: "DELETE" });
+  }
+
+  async rotateSecret(id: string, overlapSeconds?: number): Promise<{ secret: string }> {
+    const body = overlapSeconds === undefined ? undefined : { overlap_seconds: overlapSeconds };
+    return await json(
+      await this.request(`/webhooks/${encodeURIComponent(id)}/rotate-secret`, { method: "POST", body }),
+    );
+  }
+
+  async testEndpoint(id: string): Promise<DeliveryAnswer> {
+    return await json(await this.request(`/webhooks/${encodeURIComponent(id)}/test`, { method: "POST" }));
+  }
+
+  async deliveries(
+    runId: string,
+    query: URLSearchParams,
+  ): Promise<{ data: DeliveryAnswer[]; next_cursor: string | null }> {
+    return await json(await this.request(`/query/${encodeURIComponent(runId)}/deliveries?${query}`));
+  }
+
+  async redeliver(id: string): Promise<DeliveryAnswer> {
+    return await json(await this.request(`/deliveries/${encodeURIComponent(id)}/redeliver`, { method: "POST" }));
   }
 
   async webhookSecret(): Promise<string> {

@@ -4,6 +4,7 @@ import { CliError, exitCodes } from "../exit.ts";
 import { money, table } from "../text.ts";
 import type { DroverClient } from "./http.ts";
 import { print, printJson, showOutcome, waitToEnd } from "./outcome.ts";
+import { anyOf } from "./settings.ts";
 
 export interface BudgetOptions {
   json?: boolean;
@@ -16,8 +17,8 @@ export interface BudgetOptions {
 
 /** Without options: how the tenant's budget stands. With `--run`: raises that run's; else sets the caps that are named. */
 export async function budget(client: DroverClient, options: BudgetOptions): Promise<number> {
-  const ofRun = given({ max_cost_usd: options.maxCost, actions: options.actions });
-  const ofTenant = given({
+  const ofRun = anyOf({ max_cost_usd: options.maxCost, actions: options.actions });
+  const ofTenant = anyOf({
     day_usd: capOf(options.day),
     month_usd: capOf(options.month),
   });
@@ -48,11 +49,6 @@ function budgetLines(budget: BudgetAnswer): string[] {
 
 const capOf = (given: number | "none" | undefined) => (given === "none" ? null : given);
 
-/** undefined when nothing is given. */
-function given<T extends object>(fields: T): T | undefined {
-  return Object.values(fields).some((value) => value !== undefined) ? fields : undefined;
-}
-
 export interface NewRunOptions {
   json?: boolean;
   wait?: boolean;
@@ -72,7 +68,7 @@ export interface RetryOptions extends NewRunOptions {
 
 export async function retry(client: DroverClient, id: string, options: RetryOptions): Promise<number> {
   const { model, maxIterations: max_iterations, maxCost: max_cost_usd, soft, hard, deadline } = options;
-  const limits = given({ soft_seconds: soft, hard_seconds: hard, deadline });
+  const limits = anyOf({ soft_seconds: soft, hard_seconds: hard, deadline });
   const body = { model, max_iterations, max_cost_usd, limits };
   return await toEnd(client, await client.retry(id, body, options.idempotencyKey), options);
 }

@@ -32,7 +32,7 @@ export async function followToEnd(
 ): Promise<ExitCode> {
   const view = options.json ? undefined : new RunView((text) => process.stdout.write(text), id);
   const onTrouble = (message: string) => (view ? view.note(message) : warn(message));
-  const outcome = await untilInterrupted(id, async (signal) => {
+  const outcome = await untilInterrupted(id, ofRun(id), async (signal) => {
     try {
       for await (const followed of followRun(client, id, { after: options.after, signal, onTrouble })) {
         if (view) view.show(followed);
@@ -54,7 +54,7 @@ export async function waitToEnd(
   limitSeconds = Number.POSITIVE_INFINITY,
 ): Promise<boolean> {
   const until = performance.now() + limitSeconds * 1000;
-  return await untilInterrupted(id, async (signal) => {
+  return await untilInterrupted(id, ofRun(id), async (signal) => {
     let saidWaiting = false;
     for (;;) {
       const left = (until - performance.now()) / 1000;
@@ -97,7 +97,7 @@ export async function showOutcome(client: DroverClient, id: string, options: Fol
   return codeOf(outcome);
 }
 
-const warn = (line: string): void => void process.stderr.write(`${line}\n`);
+export const warn = (line: string): void => void process.stderr.write(`${line}\n`);
 
 const reasonOf = ({ code, message }: { code: string; message: string }): string => printable(`${code}: ${message}`);
 
@@ -117,7 +117,12 @@ function codeOf(outcome: Outcome): ExitCode {
 }
 
 /** @throws CliError at Ctrl-C, which ends the watching and not the run */
-async function untilInterrupted<T>(id: string, body: (signal: AbortSignal) => Promise<T>): Promise<T> {
+/** Ends the waiting, and not what is waited for, with Ctrl-C; `advice` says how to see it and how to end it. */
+export async function untilInterrupted<T>(
+  id: string,
+  advice: string[],
+  body: (signal: AbortSignal) => Promise<T>,
+): Promise<T> {
   const stop = new AbortController();
   const onSignal = () => stop.abort(new Error("interrupted"));
   for (const signal of ["SIGINT", "SIGTERM"] as const) process.once(signal, onSignal);
@@ -125,11 +130,10 @@ async function untilInterrupted<T>(id: string, body: (signal: AbortSignal) => Pr
     return await body(stop.signal);
   } catch (error) {
     if (!stop.signal.aborted) throw error;
-    throw new CliError(exitCodes.interrupted, `${id} goes on`, [
-      `see it:  drover events ${id} --follow`,
-      `end it:  drover cancel ${id}`,
-    ]);
+    throw new CliError(exitCodes.interrupted, `${id} goes on`, advice);
   } finally {
     for (const signal of ["SIGINT", "SIGTERM"] as const) process.off(signal, onSignal);
   }
 }
+
+const ofRun = (id: string): string[] => [`see it:  drover events ${id} --follow`, `end it:  drover cancel ${id}`];

@@ -3,28 +3,10 @@ import { text as readAll } from "node:stream/consumers";
 import type { AcceptedAnswer } from "@drover/protocol";
 import { exitCodes } from "../exit.ts";
 import type { DroverClient } from "./http.ts";
-import { readJson } from "./json-argument.ts";
 import { type FollowOptions, followToEnd, print, printJson, showOutcome, waitToEnd } from "./outcome.ts";
+import { type SettingOptions, settingsOf } from "./settings.ts";
 
-export interface RunOptions extends FollowOptions {
-  agent?: string;
-  model?: string;
-  context?: string;
-  system?: string;
-  user?: string;
-  temperature?: number;
-  maxIterations?: number;
-  maxCost?: number;
-  actionBudget?: number;
-  atCap?: "stop" | "pause";
-  soft?: number;
-  hard?: number;
-  deadline?: string;
-  priority?: number;
-  delay?: number;
-  callbackUrl?: string;
-  metadata?: Record<string, string>;
-  idempotencyKey?: string;
+export interface RunOptions extends FollowOptions, SettingOptions {
   follow?: boolean;
   wait?: boolean;
   /** Seconds to wait at most. */
@@ -33,7 +15,7 @@ export interface RunOptions extends FollowOptions {
 
 export async function run(client: DroverClient, words: string[], options: RunOptions): Promise<number> {
   const query = words.length === 1 && words[0] === "-" ? await readAll(process.stdin) : words.join(" ");
-  const accepted = await client.submit(await bodyOf(query, options), options.idempotencyKey);
+  const accepted = await client.submit({ query, ...(await settingsOf(options)) }, options.idempotencyKey);
   if (options.follow) {
     if (options.json) printJson(accepted, { line: true });
     else process.stderr.write(`${accepted.task_id}\n`);
@@ -56,31 +38,4 @@ function notYet(accepted: AcceptedAnswer, options: RunOptions): number {
   if (options.json) printJson(accepted);
   else process.stderr.write(`${accepted.task_id} has not ended yet; it goes on\n`);
   return exitCodes.notFinal;
-}
-
-async function bodyOf(query: string, options: RunOptions): Promise<unknown> {
-  const limits = {
-    soft_seconds: options.soft,
-    hard_seconds: options.hard,
-    deadline: options.deadline,
-  };
-  const budget = { actions: options.actionBudget, at_cap: options.atCap };
-  // JSON leaves out what is undefined.
-  return {
-    query,
-    agent: options.agent,
-    model: options.model,
-    context: options.context === undefined ? undefined : await readJson("--context", options.context),
-    system_prompt: options.system,
-    user_id: options.user,
-    temperature: options.temperature,
-    max_iterations: options.maxIterations,
-    max_cost_usd: options.maxCost,
-    budget: Object.values(budget).some((part) => part !== undefined) ? budget : undefined,
-    limits: Object.values(limits).some((limit) => limit !== undefined) ? limits : undefined,
-    priority: options.priority,
-    delay_seconds: options.delay,
-    callback_url: options.callbackUrl,
-    metadata: options.metadata,
-  };
 }
