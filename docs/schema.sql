@@ -174,6 +174,7 @@ CREATE TABLE delivery_attempts (
   status_code integer,
   error text,
   duration_ms integer NOT NULL,
+  cause text,
   CONSTRAINT delivery_attempts_pkey PRIMARY KEY (delivery_id, attempt),
   CONSTRAINT delivery_attempts_delivery_id_fkey FOREIGN KEY (delivery_id) REFERENCES deliveries(id) ON DELETE CASCADE
 );
@@ -194,6 +195,7 @@ CREATE TABLE endpoints (
   failing_since timestamp(3) with time zone,
   failed_messages uuid[] DEFAULT '{}'::uuid[] NOT NULL,
   named_by text,
+  thin_over_bytes integer,
   CONSTRAINT endpoints_pkey PRIMARY KEY (id),
   CONSTRAINT endpoints_tenant_fkey FOREIGN KEY (tenant) REFERENCES tenants(id),
   CONSTRAINT endpoints_failing CHECK (((failing_since IS NULL) = (failed_messages = '{}'::uuid[])))

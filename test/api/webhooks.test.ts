@@ -71,6 +71,8 @@ describe("endpoints", () => {
       description: "pager",
       enabled: true,
       disabled_reason: null,
+      signature: "hmac",
+      thin_over_bytes: 20_000,
       created_at: expect.any(String),
       secret: expect.stringMatching(/^whsec_/),
     });

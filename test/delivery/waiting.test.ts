@@ -94,6 +94,7 @@ test("an endpoint hears what is asked, with a link for each question", async () 
       waiting_for: "approval",
       approvals: approvals.map(({ approval_id, subject, tool_name, input, reason, expires_at, on_expiry }) => ({
         id: approval_id,
+        hash: "0".repeat(64),
         subject,
         tool_name,
         input,

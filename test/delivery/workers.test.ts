@@ -1,6 +1,6 @@
 import { createEndpoint, redeliver, updateEndpoint } from "@drover/delivery";
 import { uuidv7 } from "@drover/protocol";
-import { openPool, postgresBlobs } from "@drover/storage";
+import { openPool, postgresBlobs, type Queryable } from "@drover/storage";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
 import { claimDue, releaseClaims } from "../../packages/delivery/src/claim.ts";
 import { fanOut } from "../../packages/delivery/src/fan-out.ts";
@@ -60,7 +60,13 @@ describe("between claim and outcome", () => {
     await manyCopies(world, "delivery_attempts", async (hasty) => {
       const write = createOutcomeWriter(hasty, new AbortController().signal);
       const attempt = { deliveryId: rows[0]!.id, attempt: 1, result: "retry" as const, pauseMs: 60_000 };
-      const of = { statusCode: 500, error: "status 500", durationMs: 5, recovered: null };
+      const of = {
+        statusCode: 500,
+        error: "status 500",
+        cause: "receiver_error" as const,
+        durationMs: 5,
+        recovered: null,
+      };
       expect(await write({ ...attempt, ...of })).toBe("pending");
     });
     const [delivery] = await deliveriesOf(world, run);
@@ -271,11 +277,13 @@ describe("many at once", () => {
   });
 
   test.each([
-    ["has never seen the table", false],
-    ["believes that there is one destination, and all is due", true],
-  ])("a claim does not read a backlog it cannot take from when the planner %s", async (_what, isAnalyzed) => {
-    const fill = (count: number, destinations: number, dueIn: string) =>
-      world.pool.query(
+    ["has never seen the table", ""],
+    ["believes that there is one destination, and all is due", "before"],
+    ["believes that the table is empty: it looked before the backlog was committed", "within"],
+    ["knows all", "after"],
+  ])("what a claim reads of a backlog it cannot take from is bounded when the planner %s", async (_what, analyzed) => {
+    const fill = (count: number, destinations: number, dueIn: string, db: Queryable = world.pool) =>
+      db.query(
         `WITH m AS (
            INSERT INTO messages (id, tenant, type, fanned_out)
            SELECT gen_random_uuid(), 'default', 'endpoint.test', true FROM generate_series(1, $1) RETURNING id)
@@ -284,23 +292,33 @@ describe("many at once", () => {
            'default http://' || (row_number() OVER ()) % $2, now() + interval '3 days', now() + $3::interval, $3::interval <= '0' FROM m`,
         [count, destinations, dueIn],
       );
-    await fill(20_000, 1, "-1 s");
-    if (isAnalyzed) await world.pool.query("ANALYZE deliveries");
-    await fill(300, 300, "0 s");
-    await fill(20_000, 5000, "1 h");
-    const client = await world.pool.connect();
+    const look = (when: string) =>
+      when === analyzed && world.pool.query("VACUUM ANALYZE messages, deliveries, endpoints, tenants");
+    const [filler, client] = [await world.pool.connect(), await world.pool.connect()];
     try {
+      await filler.query("BEGIN");
+      await fill(20_000, 1, "-1 s", filler);
+      await look("within");
+      await filler.query("COMMIT");
+      await look("before");
+      await fill(300, 300, "0 s");
+      await fill(20_000, 5000, "1 h");
+      await look("after");
+      // What this connection did in an earlier test is not counted to it.
+      await client.query("SELECT pg_stat_force_next_flush()");
       await client.query("BEGIN");
+      await client.query("SET LOCAL statement_timeout = '20 s'");
       const limits = { most: 20, perDestination: 4, rooms: new Map(), failing: new Set<string>(), mostFailing: 10 };
       expect((await claimDue(client, limits, 30_000)).claimed).toHaveLength(20);
       const { rows } = await client.query(
         "SELECT seq_tup_read + idx_tup_fetch AS n FROM pg_stat_xact_user_tables WHERE relname = 'deliveries'",
       );
       expect(rows[0].n).toBeGreaterThan(300);
-      expect(rows[0].n).toBeLessThan(3000);
+      // With statistics as wrong as that, bitmaps look as cheap as the index itself: the backlog is read, but not once for each of its rows.
+      expect(rows[0].n).toBeLessThan(analyzed === "within" ? 200_000 : 3000);
     } finally {
       await client.query("ROLLBACK");
-      client.release();
+      for (const used of [filler, client]) used.release();
     }
   });
 

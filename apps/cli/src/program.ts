@@ -359,8 +359,8 @@ function clientCommands(program: Command, run: Run): void {
     .option("--run <id>", "raise this run's")
     .option("--max-cost <usd>", "with --run: what its model calls may cost", number)
     .option("--actions <points>", "with --run: points its tool calls may take together", number)
-    .option("--day <usd>", "of all runs in a UTC day; none: no cap", usdOrNone)
-    .option("--month <usd>", "of all runs in a UTC month; none: no cap", usdOrNone)
+    .option("--day <usd>", "of all runs in a UTC day; none: no cap", numberOrNone)
+    .option("--month <usd>", "of all runs in a UTC month; none: no cap", numberOrNone)
     .addHelpText(
       "after",
       examples("drover budget", "drover budget --day 50 --month none", "drover budget --run run_0193… --max-cost 2.50"),
@@ -426,9 +426,16 @@ function clientCommands(program: Command, run: Run): void {
   const endpoint = (command: Command) =>
     command
       .option("--event <type>", "what it hears of, such as query.failed, or all; may be repeated", several)
-      .option("--description <text>", "a note for people");
+      .option("--description <text>", "a note for people")
+      .option("--thin-over <bytes>", "larger messages go without their output; none: never", numberOrNone);
   endpoint(client("create", "make an endpoint; its secret is shown this once", webhooks))
     .argument("<url>", "where its messages go")
+    .addOption(
+      new Option("--signature <kind>", "hmac, with a shared secret, or ed25519, with a key pair").choices([
+        "hmac",
+        "ed25519",
+      ]),
+    )
     .addHelpText("after", examples("drover webhooks create https://example.com/hooks --event query.failed"))
     .action((url: string, options) =>
       run(async () => (await import("./client/webhooks.ts")).create(await connect(options), url, options)),
@@ -483,7 +490,7 @@ function positive(text: string): number {
   return value;
 }
 
-const usdOrNone = (text: string): number | "none" => (text === "none" ? text : number(text));
+const numberOrNone = (text: string): number | "none" => (text === "none" ? text : number(text));
 
 function pairs(text: string, before: Record<string, string> = {}): Record<string, string> {
   const at = text.indexOf("=");

@@ -27,6 +27,8 @@ export interface ClaimedDelivery {
   attempt: number;
   /** Failed tries since it was made or redelivered. */
   failures: number;
+  /** Over so many bytes the message goes without its output; null: always whole. */
+  thinOverBytes: number | null;
   /** One, or two while a secret is rotated out. */
   secrets: string[];
 }
@@ -49,6 +51,7 @@ interface ClaimRow {
   failures: number;
   secret: string;
   old_secret: string | null;
+  thin_over_bytes: number | null;
   status: string;
 }
 
@@ -67,7 +70,8 @@ export async function claimDue(
   worker?: string,
 ): Promise<{ claimed: ClaimedDelivery[]; contended: boolean }> {
   // Each part is put so that one index alone serves it, whatever the statistics say: those of a queue are always wrong, and one wrong choice
-  // reads all that is due, once for each destination: hence the pairs that are compared, and `coalesce`.
+  // reads all that is due, once for each destination: hence the pairs that are compared, and `coalesce`; the ids as arrays, and one row's
+  // partners one by one, since a join may be put the wrong way round by a planner that believes the table is empty.
   const { rows } = await db.query<Partial<ClaimRow> & { found: number }>(
     `WITH RECURSIVE places AS (
        SELECT (SELECT min(destination) FROM deliveries WHERE status = 'pending' AND ripe) AS destination
@@ -87,31 +91,32 @@ export async function claimDue(
        WHERE NOT failing OR place <= $6
        ORDER BY next_at LIMIT $1),
      ripened AS (
-       UPDATE deliveries SET ripe = true WHERE id IN (
-         SELECT id FROM deliveries WHERE status = 'pending' AND NOT ripe AND next_at <= now() ORDER BY next_at LIMIT 1000 FOR UPDATE SKIP LOCKED)
+       UPDATE deliveries SET ripe = true WHERE id = ANY(ARRAY(
+         SELECT id FROM deliveries WHERE status = 'pending' AND NOT ripe AND next_at <= now() ORDER BY next_at LIMIT 1000 FOR UPDATE SKIP LOCKED))
        RETURNING id),
      taken AS (
-       SELECT d.id FROM deliveries d WHERE d.id IN (SELECT id FROM heads) AND coalesce(d.next_at, 'infinity') <= now()
+       SELECT d.id FROM deliveries d WHERE d.id = ANY(ARRAY(SELECT id FROM heads)) AND coalesce(d.next_at, 'infinity') <= now()
        ORDER BY d.id FOR UPDATE SKIP LOCKED),
      moved AS (
        UPDATE deliveries d SET
-         status = CASE WHEN e.enabled IS FALSE THEN 'disabled' ELSE 'pending' END,
-         next_at = CASE WHEN e.enabled IS FALSE THEN NULL ELSE now() + $4 * interval '1 ms' END,
+         (status, next_at, url) = (
+           SELECT CASE WHEN e.enabled IS FALSE THEN 'disabled' ELSE 'pending' END,
+             CASE WHEN e.enabled IS FALSE THEN NULL ELSE now() + $4 * interval '1 ms' END, coalesce(e.url, d.url)
+           FROM (SELECT) one LEFT JOIN endpoints e ON e.id = d.endpoint_id),
          ripe = false,
          claimed_by = $7,
-         attempt = d.attempt + 1,
-         url = coalesce(e.url, d.url)
-       FROM taken
-         JOIN deliveries k ON k.id = taken.id
-         JOIN messages m ON m.id = k.message_id
-         JOIN tenants t ON t.id = k.tenant
-         LEFT JOIN endpoints e ON e.id = k.endpoint_id
-       WHERE d.id = taken.id
-       RETURNING d.id, d.tenant, d.message_id, d.endpoint_id, m.run_id, m.batch_id, d.type, m.seq, m.data, m.created_at AS message_at, d.url,
-         d.destination, e.failing_since IS NOT NULL AS failing, d.attempt, d.failures, d.status, coalesce(e.secret, t.webhook_secret) AS secret,
-         CASE WHEN e.id IS NULL THEN CASE WHEN t.old_webhook_secret_until > now() THEN t.old_webhook_secret END
-              ELSE CASE WHEN e.old_secret_until > now() THEN e.old_secret END END AS old_secret)
-     SELECT f.found, moved.* FROM (SELECT (SELECT count(*) FROM heads) + (SELECT count(*) FROM ripened) AS found) f LEFT JOIN moved ON true`,
+         attempt = d.attempt + 1
+       WHERE d.id = ANY(ARRAY(SELECT id FROM taken))
+       RETURNING d.id, d.tenant, d.message_id, d.endpoint_id, d.type, d.url, d.destination, d.attempt, d.failures, d.status)
+     SELECT f.found, moved.*, m.*, e.failing_since IS NOT NULL AS failing, e.thin_over_bytes, coalesce(e.secret, t.webhook_secret) AS secret,
+       CASE WHEN e.id IS NULL THEN CASE WHEN t.old_webhook_secret_until > now() THEN t.old_webhook_secret END
+            ELSE CASE WHEN e.old_secret_until > now() THEN e.old_secret END END AS old_secret
+     FROM (SELECT (SELECT count(*) FROM heads) + (SELECT count(*) FROM ripened) AS found) f
+       LEFT JOIN moved ON true
+       LEFT JOIN LATERAL (
+         SELECT run_id, batch_id, seq, data, created_at AS message_at FROM messages WHERE id = moved.message_id LIMIT 1) m ON true
+       LEFT JOIN LATERAL (SELECT * FROM tenants WHERE id = moved.tenant LIMIT 1) t ON true
+       LEFT JOIN LATERAL (SELECT * FROM endpoints WHERE id = moved.endpoint_id LIMIT 1) e ON true`,
     [
       limits.most,
       limits.perDestination,
@@ -146,6 +151,7 @@ function toClaimed(row: ClaimRow): ClaimedDelivery {
     destination: row.destination,
     attempt: row.attempt,
     failures: row.failures,
+    thinOverBytes: row.thin_over_bytes,
     secrets: row.old_secret === null ? [row.secret] : [row.secret, row.old_secret],
   };
 }

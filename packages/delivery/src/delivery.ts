@@ -137,7 +137,10 @@ export function createDelivery(options: DeliveryOptions): Delivery {
 
   /** Tries once. Returns whether the receiver failed; null when nothing was learnt about it. */
   async function attempt(delivery: ClaimedDelivery): Promise<boolean | null> {
-    const body = await build(delivery);
+    const whole = await build(delivery);
+    const isLarge =
+      typeof whole === "string" && Buffer.byteLength(whole) > (delivery.thinOverBytes ?? Number.POSITIVE_INFINITY);
+    const body = isLarge ? (thinBody(whole, options.publicUrl) ?? whole) : whole;
     const outcome =
       typeof body === "string"
         ? await send(egress, delivery, {

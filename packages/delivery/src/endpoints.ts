@@ -7,7 +7,7 @@ import type { Queryable } from "@drover/storage";
 import { stopDeliveries } from "./disabling.ts";
 import { testType } from "./fan-out.ts";
 import { giveUpAfterMs } from "./schedule.ts";
-import { newWebhookSecret } from "./signature.ts";
+import { newWebhookSecret, privatePrefix, type SignatureKind, verifiedWith } from "./signature.ts";
 
 export interface Endpoint {
   id: string;
@@ -18,6 +18,9 @@ export interface Endpoint {
   enabled: boolean;
   /** Why it is disabled: `disabled by request`, what the receiver answered, or that it answered no 2xx for days. */
   disabledReason: string | null;
+  signature: SignatureKind;
+  /** Over so many bytes a message goes without its output; null: always whole. */
+  thinOverBytes: number | null;
   createdAt: Date;
 }
 
@@ -28,20 +31,30 @@ interface EndpointRow {
   description: string;
   enabled: boolean;
   disabled_reason: string | null;
+  thin_over_bytes: number | null;
+  is_asymmetric: boolean;
   created_at: Date;
 }
 
-const columns = "id, url, events, description, enabled, disabled_reason, created_at";
+const columns = `id, url, events, description, enabled, disabled_reason, thin_over_bytes, secret LIKE '${privatePrefix}%' AS is_asymmetric, created_at`;
+/** Of an endpoint that does not say, bytes: what receivers commonly take. */
+const defaultThinOverBytes = 20_000;
 /** How long an old secret signs beside the new one, seconds. */
 const defaultOverlapSeconds = 86_400;
 const disabledByRequest = "disabled by request";
 
 function toEndpoint(row: EndpointRow): Endpoint {
-  const { disabled_reason, created_at, ...same } = row;
-  return { ...same, disabledReason: disabled_reason, createdAt: created_at };
+  const { disabled_reason, thin_over_bytes, is_asymmetric, created_at, ...same } = row;
+  return {
+    ...same,
+    disabledReason: disabled_reason,
+    signature: is_asymmetric ? "ed25519" : "hmac",
+    thinOverBytes: thin_over_bytes,
+    createdAt: created_at,
+  };
 }
 
-/** Makes an endpoint, enabled. `mayDecide`: whoever makes it may decide what runs ask, so links to do so go there (default no). Its secret is in this answer and in that of a rotation, nowhere else. */
+/** Makes an endpoint, enabled. `mayDecide`: whoever makes it may decide what runs ask, so links to do so go there (default no). What its receiver verifies with is in this answer and in that of a rotation. */
 export async function createEndpoint(
   db: Queryable,
   tenant: string,
@@ -50,13 +63,18 @@ export async function createEndpoint(
     events?: readonly string[] | null;
     description?: string;
     mayDecide?: boolean;
+    /** Default `hmac`. */
+    signature?: SignatureKind;
+    /** Default 20,000; null: never. */
+    thinOverBytes?: number | null;
     /** The key that names its address. */
     namedBy?: string;
   },
 ): Promise<Endpoint & { secret: string }> {
-  const secret = newWebhookSecret();
+  const secret = newWebhookSecret(endpoint.signature);
   const { rows } = await db.query<EndpointRow>(
-    `INSERT INTO endpoints (id, tenant, url, events, description, secret, may_decide, named_by) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+    `INSERT INTO endpoints (id, tenant, url, events, description, secret, may_decide, named_by, thin_over_bytes)
+     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
      RETURNING ${columns}`,
     [
       uuidv7(),
@@ -67,9 +85,10 @@ export async function createEndpoint(
       secret,
       endpoint.mayDecide ?? false,
       endpoint.namedBy ?? null,
+      endpoint.thinOverBytes === undefined ? defaultThinOverBytes : endpoint.thinOverBytes,
     ],
   );
-  return { ...toEndpoint(rows[0]!), secret };
+  return { ...toEndpoint(rows[0]!), secret: verifiedWith(secret) };
 }
 
 /** A tenant's endpoints, newest first; `before` is the id (uuid) of the last one of the page before. */
@@ -109,6 +128,8 @@ export interface EndpointPatch {
   enabled?: boolean;
   /** The key that names a new URL. */
   namedBy?: string;
+  /** null: messages always go whole. */
+  thinOverBytes?: number | null;
 }
 
 /** Changes an endpoint; null when the tenant has none of that id. */
@@ -126,13 +147,14 @@ export async function updateEndpoint(
          named_by = CASE WHEN $3 <> url THEN $9 ELSE named_by END,
          events = CASE WHEN $4 THEN $5::text[] ELSE events END,
          description = coalesce($6, description),
+         thin_over_bytes = CASE WHEN $10 THEN $11::int ELSE thin_over_bytes END,
          enabled = coalesce($7, enabled),
          failing_since = CASE WHEN $7 OR $3 <> url THEN NULL ELSE failing_since END,
          failed_messages = CASE WHEN $7 OR $3 <> url THEN '{}' ELSE failed_messages END,
          disabled_reason = CASE coalesce($7, enabled) WHEN false THEN coalesce(disabled_reason, '${disabledByRequest}') END
        WHERE tenant = $1 AND id = $2 RETURNING ${columns}),
      off AS (SELECT id FROM changed WHERE NOT enabled),${stopDeliveries}
-     SELECT ${columns} FROM changed`,
+     SELECT * FROM changed`,
     [
       tenant,
       id,
@@ -143,6 +165,8 @@ export async function updateEndpoint(
       patch.enabled ?? null,
       patch.mayDecide ?? false,
       patch.namedBy ?? null,
+      patch.thinOverBytes !== undefined,
+      patch.thinOverBytes ?? null,
     ],
   );
   return rows[0] ? toEndpoint(rows[0]) : null;
@@ -164,13 +188,28 @@ export async function rotateEndpointSecret(
   id: string,
   overlapSeconds: number = defaultOverlapSeconds,
 ): Promise<{ secret: string } | null> {
-  const secret = newWebhookSecret();
+  const endpoint = await readEndpoint(db, tenant, id);
+  if (!endpoint) return null;
+  const secret = newWebhookSecret(endpoint.signature);
   const { rowCount } = await db.query(
     `UPDATE endpoints SET old_secret = secret, old_secret_until = now() + $4 * interval '1 second', secret = $3
      WHERE tenant = $1 AND id = $2`,
     [tenant, id, secret, overlapSeconds],
   );
-  return rowCount === 1 ? { secret } : null;
+  return rowCount === 1 ? { secret: verifiedWith(secret) } : null;
+}
+
+/** The public keys that an endpoint's signatures verify with now: one, or two while a key is rotated out; none where it signs with a shared secret. null: no such endpoint. */
+export async function readPublicKeys(db: Queryable, tenant: string, id: string): Promise<string[] | null> {
+  const { rows } = await db.query<{ secret: string; old: string | null }>(
+    `SELECT secret, CASE WHEN old_secret_until > now() THEN old_secret END AS old FROM endpoints WHERE tenant = $1 AND id = $2`,
+    [tenant, id],
+  );
+  const found = rows[0];
+  if (!found) return null;
+  return [found.secret, found.old].flatMap((secret) =>
+    secret?.startsWith(privatePrefix) ? [verifiedWith(secret)] : [],
+  );
 }
 
 /** The secret that the tenant's callbacks are signed with; null when there is no such tenant. */

@@ -1,4 +1,5 @@
 export { type MessageBody, messageBody } from "./body.ts";
+export { hintOf } from "./cause.ts";
 export { type DeliveryConfig, deliveryConfig } from "./config.ts";
 export { createDelivery, type Delivery, type DeliveryMetrics, type DeliveryOptions } from "./delivery.ts";
 export {
@@ -9,6 +10,7 @@ export {
   listEndpoints,
   readDefaultSecret,
   readEndpoint,
+  readPublicKeys,
   rotateDefaultSecret,
   rotateEndpointSecret,
   sendTest,

@@ -1,5 +1,6 @@
 /** What came of a try, written down once and only by the worker whose try is still the latest. */
 import { createBatcher, type Pool } from "@drover/storage";
+import type { Cause } from "./cause.ts";
 import { noteSuccess } from "./disabling.ts";
 
 /** `retry` becomes `failed` when the three days are over; `gone` (410) ends the delivery, `failed` does so without more tries. */
@@ -15,6 +16,8 @@ export interface Attempt {
   statusCode: number | null;
   /** null when it was delivered. Never holds a secret, a path or what the receiver wrote. */
   error: string | null;
+  /** null when it was delivered. */
+  cause: Cause | null;
   durationMs: number;
   /** An endpoint that was failing and has answered with a 2xx. */
   recovered: string | null;
@@ -46,8 +49,8 @@ async function writeAll(pool: Pool, attempts: Attempt[]): Promise<(DeliveryStatu
   );
   const { rows } = await pool.query<{ id: string; status: DeliveryStatus }>(
     `WITH input AS (
-       SELECT * FROM unnest($1::uuid[], $2::int[], $3::text[], $4::bigint[], $5::int[], $6::text[], $7::int[])
-       AS i(id, attempt, result, pause_ms, status_code, error, duration_ms)),
+       SELECT * FROM unnest($1::uuid[], $2::int[], $3::text[], $4::bigint[], $5::int[], $6::text[], $7::int[], $8::text[])
+       AS i(id, attempt, result, pause_ms, status_code, error, duration_ms, cause)),
      moved AS (
        UPDATE deliveries d SET
          status = CASE
@@ -65,8 +68,8 @@ async function writeAll(pool: Pool, attempts: Attempt[]): Promise<(DeliveryStatu
        WHERE d.id = i.id AND d.attempt = i.attempt AND d.status IN ('pending', 'disabled')
        RETURNING d.id, d.attempt, d.status),
      logged AS (
-       INSERT INTO delivery_attempts (delivery_id, attempt, at, status_code, error, duration_ms)
-       SELECT id, attempt, clock_timestamp() - i.duration_ms * interval '1 ms', i.status_code, i.error, i.duration_ms
+       INSERT INTO delivery_attempts (delivery_id, attempt, at, status_code, error, duration_ms, cause)
+       SELECT id, attempt, clock_timestamp() - i.duration_ms * interval '1 ms', i.status_code, i.error, i.duration_ms, i.cause
        FROM moved JOIN input i USING (id, attempt))
      SELECT id, status FROM moved`,
     [
@@ -77,6 +80,7 @@ async function writeAll(pool: Pool, attempts: Attempt[]): Promise<(DeliveryStatu
       attempts.map((a) => a.statusCode),
       attempts.map((a) => a.error),
       attempts.map((a) => a.durationMs),
+      attempts.map((a) => a.cause),
     ],
   );
   const statuses = new Map(rows.map((row) => [row.id, row.status]));

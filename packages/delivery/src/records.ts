@@ -27,6 +27,8 @@ export interface AttemptRecord {
   statusCode: number | null;
   /** null when it was delivered. */
   error: string | null;
+  /** Why, as a code (`cause.ts`); null also for tries of older versions. */
+  cause: string | null;
   durationMs: number;
 }
 
@@ -99,9 +101,10 @@ async function withAttempts(db: Queryable, deliveries: DeliveryRow[]): Promise<D
     at: Date;
     status_code: number | null;
     error: string | null;
+    cause: string | null;
     duration_ms: number;
   }>(
-    `SELECT delivery_id, at, status_code, error, duration_ms FROM delivery_attempts
+    `SELECT delivery_id, at, status_code, error, cause, duration_ms FROM delivery_attempts
      WHERE delivery_id = ANY($1::uuid[]) ORDER BY delivery_id, attempt`,
     [deliveries.map((row) => row.id)],
   );
@@ -118,6 +121,7 @@ async function withAttempts(db: Queryable, deliveries: DeliveryRow[]): Promise<D
       at: tried.at,
       statusCode: tried.status_code,
       error: tried.error,
+      cause: tried.cause,
       durationMs: tried.duration_ms,
     })),
     nextAttemptAt: row.next_at,

@@ -1,6 +1,7 @@
 /** One try: the signed request, and what its answer means for the delivery. */
 import { type Egress, EgressFailed, EgressRefused, EgressTimeout } from "@drover/egress";
 import { toWireId } from "@drover/protocol";
+import { causeOfError, causeOfStatus } from "./cause.ts";
 import type { ClaimedDelivery } from "./claim.ts";
 import type { Attempt } from "./outcome.ts";
 import { pauseMs, retryAfterMs } from "./schedule.ts";
@@ -33,6 +34,8 @@ export async function send(
       timeoutMs: withinMs,
       maxBytes: answerBytes,
       signal,
+      // The receiver knows the message by its id.
+      repeatable: true,
     });
   let answer: Answer;
   try {
@@ -46,7 +49,7 @@ export async function send(
       throw error;
     // A refused address is tried again as well: DNS and the operator's list can be put right within three days, the guard
     // judges every connection anew, and a look-up is all that such a try costs.
-    answer = { result: "retry", statusCode: null, error: error.message, askedMs: null };
+    answer = { result: "retry", statusCode: null, error: error.message, cause: causeOfError(error), askedMs: null };
   }
   const { askedMs, ...rest } = answer;
   return {
@@ -63,6 +66,7 @@ export async function send(
 export function unsent(delivery: ClaimedDelivery, why: { result: "retry" | "failed"; error: string }): Attempt {
   return {
     ...why,
+    cause: "internal",
     deliveryId: delivery.id,
     attempt: delivery.attempt,
     pauseMs: pauseMs(delivery.failures, null),
@@ -72,14 +76,22 @@ export function unsent(delivery: ClaimedDelivery, why: { result: "retry" | "fail
   };
 }
 
-interface Answer extends Pick<Attempt, "result" | "statusCode" | "error"> {
+interface Answer extends Pick<Attempt, "result" | "statusCode" | "error" | "cause"> {
   askedMs: number | null;
 }
 
 function judge(status: number, retryAfter: string | undefined): Answer {
-  if (status >= 200 && status < 300) return { result: "delivered", statusCode: status, error: null, askedMs: null };
+  if (status >= 200 && status < 300)
+    return { result: "delivered", statusCode: status, error: null, cause: null, askedMs: null };
+  const cause = causeOfStatus(status);
   if (status === 410)
-    return { result: "gone", statusCode: status, error: "answered 410: gone for good", askedMs: null };
+    return { result: "gone", statusCode: status, error: "answered 410: gone for good", cause, askedMs: null };
   const why = status >= 300 && status < 400 ? ": redirects are not followed" : "";
-  return { result: "retry", statusCode: status, error: `answered ${status}${why}`, askedMs: retryAfterMs(retryAfter) };
+  return {
+    result: "retry",
+    statusCode: status,
+    error: `answered ${status}${why}`,
+    cause,
+    askedMs: retryAfterMs(retryAfter),
+  };
 }

@@ -27,6 +27,11 @@ export interface EgressRequest {
   /** Bytes of the decoded body that are read at most. */
   maxBytes: number;
   signal?: AbortSignal;
+  /**
+   * It may arrive twice: a connection that was kept open, and that the other side closed before any answer to this request, is made anew and the request sent
+   * again, once.
+   */
+  repeatable?: boolean;
 }
 
 export interface EgressResponse {
@@ -71,10 +76,23 @@ export function createEgress(options: EgressOptions = {}): Egress {
     async request(url, init) {
       init.signal?.throwIfAborted();
       const target = requireUrl(url, allow);
-      return await withinDeadline(target.host, init, (progress) => exchange(agent, target, init, progress));
+      return await withinDeadline(target.host, init, async (progress) => {
+        try {
+          return await exchange(agent, target, init, progress);
+        } catch (error) {
+          if (!init.repeatable || progress.status !== undefined || !wasClosedIdle(error)) throw error;
+          return await exchange(agent, target, init, progress);
+        }
+      });
     },
     close: () => agent.destroy(),
   };
+}
+
+/** An earlier request on this connection was answered, and then the other side closed it. */
+function wasClosedIdle(error: unknown): boolean {
+  const { code, socket } = error as { code?: unknown; socket?: { bytesRead?: number } | null };
+  return code === "UND_ERR_SOCKET" && (socket?.bytesRead ?? 0) > 0;
 }
 
 interface Progress {

@@ -20,10 +20,31 @@ const overlapSeconds = z
   .max(2_592_000)
   .optional()
   .describe("how long requests carry a signature of the old secret too (default a day)");
-const secret = z.string().describe("`whsec_` + base64: what https://www.standardwebhooks.com libraries take");
+const secret = z
+  .string()
+  .describe(
+    "what https://www.standardwebhooks.com libraries verify with: `whsec_` + base64; of an `ed25519` endpoint its public key, `whpk_` + base64",
+  );
+const thinOverBytes = z
+  .int()
+  .min(1000)
+  .max(1_000_000_000)
+  .nullable()
+  .describe("a larger message goes without its output, with `thin` and `result_url`; null: never");
+const signature = z.enum(["hmac", "ed25519"]);
 
 export const createEndpointBody = z
-  .strictObject({ url, events: events.optional(), description: description.optional() })
+  .strictObject({
+    url,
+    events: events.optional(),
+    description: description.optional(),
+    signature: signature
+      .optional()
+      .describe(
+        "`hmac`: a shared secret (default); `ed25519`: a key pair, whose public key is all that the receiver needs. For good",
+      ),
+    thin_over_bytes: thinOverBytes.optional().describe("see the endpoint (default 20,000)"),
+  })
   .meta({
     id: "CreateEndpoint",
     examples: [{ url: "https://example.com/hooks/drover", events: ["query.completed", "query.failed"] }],
@@ -34,10 +55,11 @@ export const updateEndpointBody = z
     url: url.optional(),
     events: events.optional(),
     description: description.optional(),
+    thin_over_bytes: thinOverBytes.optional(),
     enabled: z.boolean().optional().describe("false: what it is still owed is not delivered"),
   })
   .refine((patch) => Object.keys(patch).length > 0, {
-    error: "must change something: url, events, description or enabled",
+    error: "must change something: url, events, description, thin_over_bytes or enabled",
     when: ({ issues }) => issues.length === 0,
   })
   .meta({ id: "UpdateEndpoint", examples: [{ enabled: false }] });
@@ -54,6 +76,8 @@ const endpointFields = {
   description: z.string(),
   enabled: z.boolean(),
   disabled_reason: z.string().nullable(),
+  signature,
+  thin_over_bytes: thinOverBytes,
   created_at: timestamp,
 };
 export const endpoint = z.object(endpointFields).meta({ id: "Endpoint" });
@@ -64,6 +88,12 @@ export const endpointPage = page(endpoint).meta({ id: "EndpointPage" });
 export const webhookSecret = z
   .object({ secret })
   .meta({ id: "WebhookSecret", examples: [{ secret: "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw" }] });
+
+export const webhookKeys = z
+  .object({
+    keys: z.array(z.string()).describe("`whpk_` + base64 of the ed25519 public key; two while one is rotated out"),
+  })
+  .meta({ id: "WebhookKeys", examples: [{ keys: ["whpk_3qHyZqs+ueU5Wy4JnXCaDKGO/w2G2oyx/qdJGkYzHbQ="] }] });
 
 export const delivery = z
   .object({
@@ -80,9 +110,14 @@ export const delivery = z
         at: timestamp,
         status_code: z.int().nullable(),
         error: z.string().nullable(),
+        cause: z.string().nullable().describe("why it failed, as a code; null when it was delivered"),
+        hint: z.string().nullable().describe("what can be done about it"),
         duration_ms: z.int(),
       }),
     ),
+    delivered_at: timestamp
+      .nullable()
+      .describe("when it was first delivered; not null although `pending`: it was asked for once more"),
     next_attempt_at: timestamp.nullable(),
     created_at: timestamp,
   })

@@ -24,6 +24,7 @@ import { unripe } from "./migrations/0017_unripe.ts";
 import { namedBy } from "./migrations/0018_named_by.ts";
 import { claimedBy } from "./migrations/0019_claimed_by.ts";
 import { revoked } from "./migrations/0020_revoked.ts";
+import { ports } from "./migrations/0021_ports.ts";
 import { ensurePartitions } from "./partitions.ts";
 
 type Migrations = Record<string, Migration | Concurrent>;
@@ -49,6 +50,7 @@ export const migrations: Migrations = {
   "0018_named_by": namedBy,
   "0019_claimed_by": claimedBy,
   "0020_revoked": revoked,
+  "0021_ports": ports,
 };
 
 /** The newest migration this code knows: what `/ready` compares the database with. */

@@ -4,11 +4,13 @@ import {
   type DeliveryRecord,
   deleteEndpoint,
   type Endpoint,
+  hintOf,
   listDeliveries,
   listEndpoints,
   readDefaultSecret,
   readDelivery,
   readEndpoint,
+  readPublicKeys,
   redeliver,
   rotateDefaultSecret,
   rotateEndpointSecret,
@@ -29,6 +31,7 @@ import {
   rotateSecretBody,
   toWireId,
   updateEndpointBody,
+  webhookKeys,
   webhookSecret,
 } from "@drover/protocol";
 import { readRun } from "@drover/runs";
@@ -69,13 +72,15 @@ export function webhookRoutes(app: App, context: Context): void {
     },
     handler: async (request, reply) => {
       requireReachable(request.body.url);
-      const { url, events, description } = request.body;
+      const { url, events, description, signature, thin_over_bytes } = request.body;
       const made = await createEndpoint(pool, request.caller.tenant, {
         url,
         mayDecide: may(request.caller.role, "approve"),
         namedBy: request.caller.keyId,
         ...(events !== undefined && { events }),
         ...(description !== undefined && { description }),
+        ...(signature !== undefined && { signature }),
+        ...(thin_over_bytes !== undefined && { thinOverBytes: thin_over_bytes }),
       });
       const answer = endpointAnswer(made);
       return reply
@@ -139,7 +144,7 @@ export function webhookRoutes(app: App, context: Context): void {
     handler: async (request, reply) => {
       const id = requireId("endpoint", request.params.id);
       requireReachable(request.body.url);
-      const { url, events, description, enabled } = request.body;
+      const { url, events, description, thin_over_bytes, enabled } = request.body;
       const changed = await updateEndpoint(pool, request.caller.tenant, id, {
         ...(url !== undefined && {
           url,
@@ -148,6 +153,7 @@ export function webhookRoutes(app: App, context: Context): void {
         }),
         ...(events !== undefined && { events }),
         ...(description !== undefined && { description }),
+        ...(thin_over_bytes !== undefined && { thinOverBytes: thin_over_bytes }),
         ...(enabled !== undefined && { enabled }),
       });
       return reply.send(endpointAnswer(changed ?? missing("endpoint")));
@@ -190,6 +196,25 @@ export function webhookRoutes(app: App, context: Context): void {
       const id = requireId("endpoint", request.params.id);
       const rotated = await rotateEndpointSecret(pool, request.caller.tenant, id, request.body?.overlap_seconds);
       return reply.send(rotated ?? missing("endpoint"));
+    },
+  });
+
+  app.route({
+    method: "GET",
+    url: "/webhooks/:id/public-key",
+    config: { scope: "read", problems: ["not_found"] },
+    schema: {
+      tags,
+      summary: "The public keys of an endpoint whose signature is ed25519",
+      description:
+        "Signatures are `v1a,` + base64 of the ed25519 signature of `{webhook-id}.{webhook-timestamp}.{body}`. Empty where it signs with a shared secret.",
+      params,
+      querystring: noQuery,
+      response: { 200: json("The keys that signatures verify with now", webhookKeys) },
+    },
+    handler: async (request, reply) => {
+      const id = requireId("endpoint", request.params.id);
+      return reply.send({ keys: (await readPublicKeys(pool, request.caller.tenant, id)) ?? missing("endpoint") });
     },
   });
 
@@ -278,7 +303,7 @@ export function webhookRoutes(app: App, context: Context): void {
       tags,
       summary: "Deliver once more",
       description:
-        "The same ids and the same body, for three fresh days. `conflict` while it is pending or its endpoint is disabled.",
+        "The same ids and the same body, for three fresh days; `delivered_at` says that it had arrived before. `conflict` while it is pending or its endpoint is disabled.",
       params: z.object({ id: z.string().describe("`dlv_…`") }),
       querystring: noQuery,
       response: { 202: json("It is owed again", deliverySchema) },
@@ -292,7 +317,7 @@ export function webhookRoutes(app: App, context: Context): void {
 }
 
 function endpointAnswer(endpoint: Endpoint): EndpointAnswer {
-  const { id, url, events, description, enabled, disabledReason, createdAt } = endpoint;
+  const { id, url, events, description, enabled, disabledReason, signature, thinOverBytes, createdAt } = endpoint;
   return {
     id: toWireId("endpoint", id),
     url,
@@ -300,6 +325,8 @@ function endpointAnswer(endpoint: Endpoint): EndpointAnswer {
     description,
     enabled,
     disabled_reason: disabledReason,
+    signature,
+    thin_over_bytes: thinOverBytes,
     created_at: createdAt.toISOString(),
   };
 }
@@ -312,12 +339,15 @@ function deliveryAnswer(record: DeliveryRecord): DeliveryAnswer {
     url: record.url,
     type: record.type,
     status: record.status,
-    attempts: record.attempts.map(({ at, statusCode, error, durationMs }) => ({
+    attempts: record.attempts.map(({ at, statusCode, error, cause, durationMs }) => ({
       at: at.toISOString(),
       status_code: statusCode,
       error,
+      cause,
+      hint: cause === null ? null : hintOf(cause),
       duration_ms: durationMs,
     })),
+    delivered_at: record.attempts.find(({ error }) => error === null)?.at.toISOString() ?? null,
     next_attempt_at: record.nextAttemptAt?.toISOString() ?? null,
     created_at: record.createdAt.toISOString(),
   };

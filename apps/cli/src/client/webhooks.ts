@@ -16,6 +16,8 @@ export interface EndpointOptions extends JsonOption {
   event?: string[];
   description?: string;
   enabled?: boolean;
+  signature?: string;
+  thinOver?: number | "none";
 }
 
 export async function list(client: DroverClient, options: PageOptions): Promise<number> {
@@ -99,11 +101,13 @@ const lastOf = ({ attempts }: DeliveryAnswer): string => {
 };
 
 /** What `POST` and `PATCH /webhooks` take. */
-const changesOf = ({ to, event, description, enabled }: EndpointOptions) => ({
+const changesOf = ({ to, event, description, enabled, signature, thinOver }: EndpointOptions) => ({
   url: to,
   events: event?.includes("all") ? null : event,
   description,
   enabled,
+  signature,
+  thin_over_bytes: thinOver === "none" ? null : thinOver,
 });
 
 function said(endpoint: EndpointAnswer & { secret?: string }, { json }: JsonOption): number {
@@ -114,8 +118,10 @@ function said(endpoint: EndpointAnswer & { secret?: string }, { json }: JsonOpti
       ["events", endpoint.events === null ? "all" : endpoint.events.join(", ")],
       ["description", endpoint.description && oneLine(endpoint.description, 500)],
       ["why", endpoint.disabled_reason && oneLine(endpoint.disabled_reason, 300)],
+      ["signature", endpoint.signature],
+      ["thin over", endpoint.thin_over_bytes === null ? "never" : `${endpoint.thin_over_bytes} bytes`],
       ["created", endpoint.created_at],
-      ["secret", endpoint.secret && `${endpoint.secret}  (shown here and by rotation only)`],
+      ["verify with", endpoint.secret],
     ];
     const lines = facts.flatMap(([name, value]) => (value ? [`  ${name.padEnd(12)}${value}`] : []));
     print(`${endpoint.id}  ${paint("bold", endpoint.enabled ? "enabled" : "disabled")}`, ...lines);
@@ -125,6 +131,9 @@ function said(endpoint: EndpointAnswer & { secret?: string }, { json }: JsonOpti
 
 function owed(delivery: DeliveryAnswer, { json }: JsonOption): number {
   if (json) printJson(delivery);
-  else print(`${delivery.id}  ${delivery.status}  ${delivery.type} to ${oneLine(delivery.url, 200)}`);
+  else {
+    const before = delivery.delivered_at ? ["", `it had been delivered at ${delivery.delivered_at} already`] : [];
+    print(`${delivery.id}  ${delivery.status}  ${delivery.type} to ${oneLine(delivery.url, 200)}`, ...before);
+  }
   return exitCodes.done;
 }
