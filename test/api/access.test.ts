@@ -178,6 +178,7 @@ const routes: [method: string, path: string, allowed: Role[], body?: unknown][] 
   ["GET", `/webhooks/whk_${nobody}`, ["operator", "admin"]],
   ["PATCH", `/webhooks/whk_${nobody}`, ["operator", "admin"], { enabled: true }],
   ["DELETE", `/webhooks/whk_${nobody}`, ["operator", "admin"]],
+  ["GET", `/webhooks/whk_${nobody}/public-key`, ["submitter", "approver", "operator", "admin"]],
   ["POST", `/webhooks/whk_${nobody}/rotate-secret`, ["operator", "admin"]],
   ["POST", `/webhooks/whk_${nobody}/test`, ["operator", "admin"]],
   ["GET", `/query/run_${nobody}/approvals`, ["submitter", "approver", "operator", "admin"]],

@@ -64,6 +64,7 @@ test("every route of the contract is in it", () => {
       "GET /webhooks",
       "GET /webhooks/secret",
       "GET /webhooks/{id}",
+      "GET /webhooks/{id}/public-key",
       "PATCH /webhooks/{id}",
       "POST /agent/query",
       "POST /approvals/link/{token}",

@@ -6,6 +6,7 @@ import { migrateQueue } from "@drover/queue";
 import { ensurePartitions, migrate, openPool } from "@drover/storage";
 import { createLogger } from "@drover/telemetry";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { workersLockClass } from "../../packages/runs/src/liveness/lock.ts";
 import { createDatabase, createEmptyDatabase } from "../support/database.ts";
 import { startPostgres } from "../support/postgres.ts";
 import { startProxy } from "../support/proxy.ts";
@@ -53,6 +54,25 @@ describe.each(["redis", "postgres"] as const)("with BullMQ on %s", (queue) => {
     expect(body).toEqual({ status: "ready", degraded: [expect.stringContaining("no live worker")] });
     await world.own(await world.submit());
     expect((await world.get("/ready", { key: null })).body).toEqual({ status: "ready" });
+  });
+
+  test("a worker whose process has died is no live worker at once, long before its lease is over", async () => {
+    // The workers of the other tests are silent meanwhile.
+    await world.pool.query("UPDATE workers SET heartbeat_at = heartbeat_at - interval '1 day'");
+    const workers = async () => metric(await world.get("/metrics", { key: null }), "drover_workers_live");
+    const process = await world.pool.connect();
+    const { rows } = await process.query(
+      "INSERT INTO workers (id, host, pid, slots, lease_ms, lock_id) VALUES (gen_random_uuid(), 'test', 1, 1, 3600000, 7) RETURNING id",
+    );
+    await process.query("SELECT pg_advisory_lock($1, 7)", [workersLockClass]);
+    expect((await world.get("/ready", { key: null })).body).toEqual({ status: "ready" });
+    process.release(true);
+    await expect
+      .poll(async () => (await world.get("/ready", { key: null })).body.degraded)
+      .toEqual([expect.stringContaining("no live worker")]);
+    await expect.poll(workers).toBe(0);
+    await world.pool.query("DELETE FROM workers WHERE id = $1", [rows[0].id]);
+    await world.pool.query("UPDATE workers SET heartbeat_at = heartbeat_at + interval '1 day'");
   });
 
   test("a missing partition is told before it is needed", async () => {

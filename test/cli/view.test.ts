@@ -3,7 +3,7 @@ import type { EventData, EventType, LogEvent } from "@drover/harness";
 import { readableLine as readable } from "@drover/telemetry";
 import fc from "fast-check";
 import { describe, expect, it, vi } from "vitest";
-import { ReplyText } from "../../apps/cli/src/client/reply-text.ts";
+import { type Piece, ReplyText } from "../../apps/cli/src/client/reply-text.ts";
 import { drawTimeline, timelineOf } from "../../apps/cli/src/client/timeline.ts";
 import { RunView } from "../../apps/cli/src/client/view.ts";
 
@@ -22,9 +22,9 @@ const reply = (iteration: number, ms: number, text: string, tools: string[] = []
   });
 
 /** Cuts a text into pieces at the given points. */
-function cut(text: string, points: number[]): string[] {
+function cut(iteration: number, text: string, points: number[]): Piece[] {
   const at = [...new Set([0, ...points.map((point) => point % (text.length + 1)), text.length])].sort((a, b) => a - b);
-  return at.slice(1).map((end, index) => text.slice(at[index], end));
+  return at.slice(1).map((end, n) => ({ iteration, offset: at[n]!, text: text.slice(at[n], end) }));
 }
 
 describe("ReplyText", () => {
@@ -35,7 +35,12 @@ describe("ReplyText", () => {
       fc.record({
         text: word,
         points: fc.array(fc.nat(20), { maxLength: 4 }),
+        // What an earlier try had said before it was cut.
+        before: fc.option(word),
+        // Which pieces are lost, how many come after the event that ends the reply, and how many before the one that ends the last.
+        lost: fc.nat(10),
         late: fc.nat(4),
+        early: fc.nat(4),
         printed: fc.boolean(),
       }),
       { maxLength: 5 },
@@ -43,33 +48,52 @@ describe("ReplyText", () => {
     fc.assert(
       fc.property(replies, (all) => {
         const text = new ReplyText();
-        let pending: string[] = [];
-        for (const { text: said, points, late, printed } of all) {
+        const replies = all.map(({ text: said, points, before }, n) => [
+          ...(before === null ? [] : cut(n + 1, before, points)),
+          ...cut(n + 1, said, points),
+        ]);
+        let late: Piece[] = [];
+        for (const [n, one] of all.entries()) {
           let shown = "";
-          const pieces = [...pending, ...cut(said, points)];
-          // The last pieces come only after the event that ends the reply.
-          pending = pieces.splice(Math.max(pending.length, pieces.length - late));
-          for (const piece of pieces) {
+          const own = replies[n]!.filter((_, at) => at !== one.lost);
+          const next = replies[n + 1]?.splice(0, one.early) ?? [];
+          const after = own.splice(Math.max(0, own.length - one.late));
+          for (const piece of [...late, ...own, ...next]) {
             text.add(piece);
-            if (printed) shown += text.take();
+            if (one.printed) shown += text.take();
           }
-          const { rest, again } = text.end(said);
-          expect((again ? "" : shown) + rest).toBe(said.trimStart());
+          late = after;
+          const { rest, again } = text.end(n + 1, one.text);
+          expect((again ? "" : shown) + rest).toBe(one.text.trimStart());
         }
       }),
       { numRuns: 2000 },
     );
   });
 
-  it("prints the whole again when its beginning was missed, and knows the next one's pieces from its own", () => {
+  it("prints nothing of a reply whose beginning was missed before it is whole, and knows the next one's pieces from its own", () => {
     const text = new ReplyText();
-    text.add("missed this.");
-    expect(text.take()).toBe("missed this.");
-    expect(text.end("You missed this. And more")).toEqual({ rest: "You missed this. And more", again: true });
-    text.add(" And more");
-    expect(text.isEmpty).toBe(true);
-    text.add("Next");
-    expect(text.take()).toBe("Next");
+    text.add({ iteration: 1, offset: 4, text: "missed this." });
+    expect(text.take()).toBe("");
+    text.add({ iteration: 2, offset: 0, text: "And" });
+    const whole = "You missed this. And more";
+    expect(text.end(1, whole)).toEqual({ rest: whole, again: false });
+    text.add({ iteration: 1, offset: 16, text: " And more" });
+    expect(text.take()).toBe("And");
+  });
+
+  it("a try in the same turn begins anew: what it repeats is printed once, what differs once more and whole", () => {
+    const text = new ReplyText();
+    const add = (offset: number, piece: string) => text.add({ iteration: 1, offset, text: piece });
+    add(0, "It is");
+    expect(text.take()).toBe("It is");
+    add(0, "It");
+    expect(text.take()).toBe("");
+    add(2, " is 4");
+    expect(text.take()).toBe(" 4");
+    add(0, "No: 5");
+    expect(text.take()).toBe("");
+    expect(text.end(1, "No: 5")).toEqual({ rest: "No: 5", again: true });
   });
 });
 
@@ -90,13 +114,13 @@ describe("RunView", () => {
     vi.useFakeTimers();
     const { shown, lines } = view();
     shown.show({ event: event("run.queued", 0, { agent: "default" }) });
-    shown.show({ delta: { epoch: 1, text: "I will" } });
+    shown.show({ delta: { epoch: 1, iteration: 1, offset: 0, text: "I will" } });
     shown.show({ event: started() });
     shown.show({ event: reply(1, 100, "I will look.", ["look"]) });
-    shown.show({ delta: { epoch: 1, text: " look.It" } });
+    shown.show({ delta: { epoch: 1, iteration: 2, offset: 0, text: "It" } });
     vi.advanceTimersByTime(5000);
     shown.show({ event: result(200, "look") });
-    shown.show({ delta: { epoch: 1, text: " is 4." } });
+    shown.show({ delta: { epoch: 1, iteration: 2, offset: 2, text: " is 4." } });
     shown.show({ event: reply(2, 300, "It is 4.") });
     shown.show({ event: event("run.completed", 310, { output: "It is 4." }) });
     vi.useRealTimers();
@@ -116,7 +140,7 @@ describe("RunView", () => {
     shown.show({ event: started(10, 1) });
     shown.show({ event: event("run.rescued", 500, {}) });
     shown.show({ event: started(510, 2) });
-    shown.show({ delta: { epoch: 1, text: "ghost" } });
+    shown.show({ delta: { epoch: 1, iteration: 1, offset: 0, text: "ghost" } });
     shown.show({ event: reply(1, 600, "Fresh.") });
     expect(text()).not.toContain("ghost");
     expect(text()).toContain("its worker died, another goes on");

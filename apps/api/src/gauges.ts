@@ -1,5 +1,6 @@
 /** Figures of the whole installation, counted by SQL when somebody scrapes, at most every few seconds. */
 import type { WakeQueue } from "@drover/queue";
+import { livingWorkers } from "@drover/runs";
 import { type Pool, partitionsAhead } from "@drover/storage";
 import { metrics } from "@drover/telemetry";
 
@@ -16,7 +17,7 @@ const statement = `
     (SELECT count(*) FROM audit_unchained) AS unchained,
     (SELECT greatest(0, extract(epoch FROM now() - min(available_at)))::float8 FROM runs WHERE status = 'queued' AND woken) AS oldest,
     (SELECT count(*) FROM deliveries WHERE status = 'pending') AS deliveries,
-    (SELECT count(*) FROM workers WHERE dead_at IS NULL AND heartbeat_at > clock_timestamp() - lease_ms * interval '1 ms') AS workers`;
+    (SELECT count(*) FROM ${livingWorkers}) AS workers`;
 
 const unclaimable = `
   SELECT agent, count(*) AS runs FROM runs WHERE set_aside_at IS NOT NULL AND status = 'queued' GROUP BY agent`;

@@ -3,6 +3,7 @@ export { recordAudit, type TenantEntry } from "./audit/entries.ts";
 export { type AuditFilter, listAuditTenants, readAudit, readCheckpoints, readTrail } from "./audit/read.ts";
 export { type VerifiedTrail, verifyAudit } from "./audit/verify.ts";
 export { type RunsConfig, runsConfig } from "./config.ts";
+export { livingWorkers } from "./liveness/lock.ts";
 export { LostOwnershipError, logVersion } from "./log/append.ts";
 export { Bell } from "./log/bell.ts";
 export { type LogPage, readLog, readLogs } from "./log/events.ts";

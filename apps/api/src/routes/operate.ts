@@ -1,5 +1,6 @@
 /** Whether this process is alive and does its duty, its metrics, and the OpenAPI document. All but the metrics are open to everybody. */
 import { health, type ReadyAnswer, ready } from "@drover/protocol";
+import { livingWorkers } from "@drover/runs";
 import { faultOf, isMigrated, partitionsAhead } from "@drover/storage";
 import { metricsContentType, metricsText } from "@drover/telemetry";
 import { z } from "zod";
@@ -111,9 +112,7 @@ export function operateRoutes(app: App, context: Context, services: () => Servic
   async function whatIsDegraded(): Promise<string[]> {
     const degraded: string[] = [];
     const [live, ahead] = await Promise.all([
-      pool.query(
-        "SELECT FROM workers WHERE dead_at IS NULL AND heartbeat_at > clock_timestamp() - lease_ms * interval '1 ms' LIMIT 1",
-      ),
+      pool.query(`SELECT FROM ${livingWorkers} LIMIT 1`),
       partitionsAhead(pool),
       services()
         ?.queue.check()

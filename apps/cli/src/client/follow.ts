@@ -7,11 +7,11 @@ import type { LogEvent } from "@drover/harness";
 import { type EventSourceMessage, EventSourceParserStream } from "eventsource-parser/stream";
 import { CliError, exitCodes } from "../exit.ts";
 import { type DroverClient, reasonOf } from "./http.ts";
+import type { Piece } from "./reply-text.ts";
 
 /** A piece of text as the model says it; best effort, the event at its end has it whole. */
-export interface Delta {
+export interface Delta extends Piece {
   epoch: number;
-  text: string;
 }
 export type Followed = { event: LogEvent } | { delta: Delta };
 

@@ -1,68 +1,62 @@
 /**
- * The text of a model's replies put together from two sources: pieces that come early but may be missing, late or already of the next
- * reply, and the event at a reply's end, which has it whole. Pure: says what is to be printed, prints nothing.
+ * The text of a model's replies put together from two sources: pieces that come early but may be missing, late, of another try or already of the next
+ * reply, each with its place, and the event at a reply's end, which has it whole. Pure: says what is to be printed, prints nothing.
  */
+
+/** A piece of the reply of turn `iteration`, which begins `offset` UTF-16 units into it. */
+export interface Piece {
+  iteration: number;
+  offset: number;
+  text: string;
+}
+
 export class ReplyText {
+  /** The turn whose reply ended last. */
+  #ended = 0;
   /** Printed of the reply under way. */
   #shown = "";
-  /** Came, and is not printed yet. */
-  #held = "";
-  /** Of the reply that ended last: what may still come as pieces. */
-  #late = "";
-
-  get isEmpty(): boolean {
-    return this.#shown === "" && this.#held === "";
-  }
+  /** What came of it, from its beginning and without a gap. */
+  #came = "";
+  /** Of replies after it. */
+  #later: Piece[] = [];
 
   get isShown(): boolean {
     return this.#shown !== "";
   }
 
-  add(piece: string): void {
-    const known = this.#late.startsWith(piece) ? piece : piece.startsWith(this.#late) ? this.#late : "";
-    this.#late = this.#late.slice(known.length);
-    const news = piece.slice(known.length);
-    if (news === "") return;
-    this.#late = "";
-    this.#held += this.isEmpty ? news.trimStart() : news;
+  add(piece: Piece): void {
+    if (piece.iteration > this.#ended + 1) this.#later.push(piece);
+    // Another try begins anew; what comes after a gap is in the event at the end.
+    else if (piece.iteration > this.#ended && piece.offset <= this.#came.length)
+      this.#came = this.#came.slice(0, piece.offset) + piece.text;
   }
 
-  /** What came since the last call, to be printed now. */
+  /** What came since the last call, to be printed now; nothing while it is not what follows upon what was printed. */
   take(): string {
-    const text = this.#held;
-    this.#shown += text;
-    this.#held = "";
+    const whole = this.#came.trimStart();
+    if (!whole.startsWith(this.#shown)) return "";
+    const text = whole.slice(this.#shown.length);
+    this.#shown = whole;
     return text;
   }
 
   /**
-   * The reply has ended with `text`. Returns what is left to print of it; `again` when what was printed is not its beginning and it
-   * must be printed whole.
+   * The reply of turn `iteration` has ended with `text`. Returns what is left to print of it; `again` when what was printed is not its beginning
+   * and it must be printed whole.
    */
-  end(text: string): { rest: string; again: boolean } {
+  end(iteration: number, text: string): { rest: string; again: boolean } {
     const whole = text.trimStart();
-    const came = this.#shown + this.#held;
     const again = !whole.startsWith(this.#shown);
     const rest = again ? whole : whole.slice(this.#shown.length);
-    this.#shown = "";
-    const at = whole.indexOf(came);
-    if (at >= 0) {
-      this.#late = came === "" ? whole : whole.slice(at + came.length);
-      this.#held = "";
-    } else {
-      // The end of this reply, and the beginning of the next.
-      let shared = Math.min(came.length, whole.length);
-      while (!whole.endsWith(came.slice(0, shared))) shared--;
-      this.#late = "";
-      this.#held = came.slice(shared).trimStart();
-    }
+    this.drop();
+    this.#ended = iteration;
+    for (const piece of this.#later.splice(0)) this.add(piece);
     return { rest, again };
   }
 
-  /** Whoever wrote it is gone: the next piece begins anew. */
+  /** The reply under way was broken off: its next piece begins anew. */
   drop(): void {
     this.#shown = "";
-    this.#held = "";
-    this.#late = "";
+    this.#came = "";
   }
 }

@@ -7,11 +7,8 @@ import { ReplyText } from "./reply-text.ts";
 
 const gutter = 20;
 const indent = " ".repeat(gutter);
-/**
- * The first pieces of a reply are held back so long, ms: a short reply is then shown at once, and whole. Longer for the first one
- * that streams: following may have begun in its middle, and then its beginning is only in the event at its end.
- */
-const holdMs = { first: 1000, later: 200 };
+/** The first pieces of a reply are held back so long, ms: a short reply is then shown at once, and whole. */
+const holdMs = 200;
 
 export class RunView {
   readonly #write: (text: string) => void;
@@ -26,7 +23,6 @@ export class RunView {
   /** Tool calls without a result: the next reply begins after them. */
   #open = 0;
   #waiting: Delta[] = [];
-  #hasStreamed = false;
   #cost: number | null = 0;
   #tokens = 0;
 
@@ -59,10 +55,9 @@ export class RunView {
       this.#waiting.push(delta);
       return;
     }
-    if (this.#text.isEmpty)
-      this.#timer ??= setTimeout(() => this.#stream(), this.#hasStreamed ? holdMs.later : holdMs.first);
-    this.#text.add(delta.text);
+    this.#text.add(delta);
     if (this.#text.isShown) this.#stream();
+    else this.#timer ??= setTimeout(() => this.#stream(), holdMs);
   }
 
   /** Prints what has come of the reply, unless something is to be printed before it. */
@@ -110,10 +105,9 @@ export class RunView {
     } else if (event.type === "tool.result" && this.#timer === undefined) this.#stream();
   }
 
-  #reply(at: number, { text, tool_calls, usage, cost_usd }: EventData["model.call"]): void {
-    this.#hasStreamed ||= !this.#text.isEmpty;
+  #reply(at: number, { iteration, text, tool_calls, usage, cost_usd }: EventData["model.call"]): void {
     const wasShown = this.#text.isShown;
-    const { rest, again } = this.#text.end(text);
+    const { rest, again } = this.#text.end(iteration, text);
     if (again) this.#write("\n");
     if ((again || !wasShown) && rest !== "") this.#head(at, "model");
     if (wasShown || rest !== "") this.#write(`${block(rest)}\n`);

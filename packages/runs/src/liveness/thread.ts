@@ -15,7 +15,7 @@ import { toWireId, uuidv7 } from "@drover/protocol";
 import pg from "pg";
 import { type Held, sayAlive } from "./beat.ts";
 import type { Death, FromThread, ThreadData, ToThread } from "./liveness.ts";
-import { workersLock, workersLockClass } from "./lock.ts";
+import { silent, unlocked, workersLock, workersLockClass } from "./lock.ts";
 import { identify, isGone } from "./process.ts";
 import { type Inside, insideName, LivenessMemory } from "./shared.ts";
 
@@ -231,9 +231,6 @@ class Watch {
     return dead;
   }
 }
-
-const silent = "w.heartbeat_at < clock_timestamp() - w.lease_ms * interval '1 ms'";
-const unlocked = `(w.lock_id IS NOT NULL AND NOT EXISTS (SELECT FROM ${workersLock("l")} AND l.objid::bigint = w.lock_id))`;
 
 /** Ends the process when its main loop has not come round for `limitMs`: a loop, a regular expression, a synchronous call. */
 function watchMainLoop(limitMs: number): void {
