@@ -2,7 +2,17 @@
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { AgentHarness, ConfigError, checkConfig, defaultAgent, defineConfig, ToolRegistry } from "@drover/harness";
+import {
+  AgentHarness,
+  ConfigError,
+  checkConfig,
+  defaultAgent,
+  defineConfig,
+  type HarnessConfig,
+  memoryLog,
+  type RunOptions,
+  ToolRegistry,
+} from "@drover/harness";
 import { loadConfigFile } from "@drover/harness/worker";
 import { afterEach, describe, expect, it } from "vitest";
 import { z } from "zod";
@@ -132,6 +142,38 @@ describe("AgentHarness", () => {
     expect(() => new AgentHarness({ tools: [good, good], env: {} })).toThrow(/tools\.1\.name: "good" is taken/);
     expect(() => new AgentHarness({ agents: { a: { tools: ["none"] } }, env: {} })).toThrow(ConfigError);
     expect(() => new AgentHarness({ model: "no-slash", env: {} })).toThrow(/provider\/model/);
+  });
+
+  it("refuses limits, retries and budgets out of bounds, by their names", () => {
+    const make = (config: HarnessConfig) => () => new AgentHarness({ env: {}, ...config });
+    expect(make({ limits: { hardSeconds: Number.NaN } })).toThrow(/limits\.hardSeconds: /);
+    expect(make({ limits: { softSeconds: 9, hardSeconds: 5 } })).toThrow(/limits\.softSeconds: must be less than/);
+    expect(make({ retry: { maxAttempts: 0 } })).toThrow(/retry\.maxAttempts: /);
+    for (const budgetUsd of [-1, Number.NaN, Number.POSITIVE_INFINITY])
+      expect(make({ budgetUsd })).toThrow(/budgetUsd: must be 0 to/);
+  });
+
+  it.each<[string, string, RunOptions]>([
+    ["query", "  ", {}],
+    ["query", "x".repeat(100_001), {}],
+    ["temperature", "x", { temperature: 3 }],
+    ["maxTokens", "x", { maxTokens: 0.5 }],
+    ["maxIterations", "x", { maxIterations: 1000 }],
+    ["maxCostUsd", "x", { maxCostUsd: Number.POSITIVE_INFINITY }],
+    ["actionBudget", "x", { actionBudget: -1 }],
+    ["model", "x", { model: "no-slash" }],
+    ["systemPrompt", "x", { systemPrompt: "x".repeat(100_001) }],
+    ["limits.hardSeconds", "x", { limits: { hardSeconds: -1 } }],
+    ["limits.softSeconds", "x", { limits: { softSeconds: 3, hardSeconds: 3 } }],
+    ["limits.deadline", "x", { limits: { deadline: new Date(Number.NaN) } }],
+    ["context", "x", { context: [] as never }],
+    ["metadata", "x", { metadata: { k: 1 as never } }],
+  ])("refuses a run whose %s is out of bounds, and its log stays empty", async (name, query, options) => {
+    const log = memoryLog();
+    const run = new AgentHarness({ env: {} }).run(query, { ...options, log });
+    await expect(run).rejects.toThrow(ConfigError);
+    await expect(run).rejects.toThrow(`  - ${name}`);
+    expect(await log.read()).toEqual([]);
   });
 });
 

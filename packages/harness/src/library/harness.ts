@@ -32,6 +32,7 @@ import { backoffMs } from "../loop/retry.ts";
 import type { Policy } from "../policy/policy.ts";
 import { type AgentDefinition, ConfigError, checkConfig, type DroverConfig } from "./agent.ts";
 import { type AgentRunError, BudgetExhausted, errorFor, HumanApprovalRequired } from "./errors.ts";
+import { checkInput } from "./options.ts";
 import { ToolRegistry } from "./registry.ts";
 
 /** Everything of `drover.config.ts`, and the defaults of this harness. */
@@ -98,6 +99,8 @@ interface Ending {
 }
 type Stop = Ending | { status: "waiting"; waiting: EventData["run.waiting"] };
 
+/** As for one run. */
+const mostUsd = 1_000_000;
 const defaults = {
   softSeconds: 1500,
   hardSeconds: 1800,
@@ -124,6 +127,9 @@ export class AgentHarness {
       models: file.models?.custom,
     });
     this.#registry = new ToolRegistry(config.tools, isolation);
+    checkInput("the harness's configuration", this.#input("-", {}));
+    if (budgetUsd !== undefined && !(budgetUsd >= 0 && budgetUsd <= mostUsd))
+      throw new ConfigError("the harness's configuration", [`budgetUsd: must be 0 to ${mostUsd}`]);
     this.#money = budgetUsd === undefined ? undefined : memoryBudget(toNanos(budgetUsd));
   }
 
@@ -149,7 +155,7 @@ export class AgentHarness {
 
   /**
    * Runs a query to its end. Never throws for an outcome: `status`, `error` and what there was are in the result. Rejects only
-   * with what the log or a callback of yours threw, and on limits that are no times.
+   * with what the log or a callback of yours threw, and with a `ConfigError` on options out of the bounds that the HTTP contract has too.
    */
   async run(query: string, options: RunOptions = {}): Promise<HarnessResult> {
     const startedAt = performance.now();
@@ -162,7 +168,9 @@ export class AgentHarness {
     };
     const events: (NewEvent & { at?: string })[] = await log.read();
     if (events.length === 0) {
-      const queued: NewEvent = { type: "run.queued", data: this.#input(query, options) };
+      const input = this.#input(query, options);
+      checkInput("the run's options", input, options.metadata);
+      const queued: NewEvent = { type: "run.queued", data: input };
       await append(queued);
       events.push(queued);
     }
@@ -341,7 +349,7 @@ export class AgentHarness {
       limits: {
         soft_seconds: soft,
         hard_seconds: hard,
-        ...(options.limits?.deadline && { deadline: options.limits.deadline.toISOString() }),
+        ...(options.limits?.deadline && { deadline: String(options.limits.deadline.toJSON()) }),
       },
       retry: {
         max_attempts: retry?.maxAttempts ?? defaults.maxAttempts,

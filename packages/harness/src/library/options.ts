@@ -1,0 +1,32 @@
+/** What a run in the library may be asked for: the bounds of the HTTP contract, in the names of the library's options. */
+import { submitBody } from "@drover/protocol";
+import type { RunInput } from "../loop/events.ts";
+import { ConfigError } from "./agent.ts";
+
+/** Where they are not the contract's in camel case. */
+const names: Record<string, string> = { "budget.actions": "actionBudget" };
+const nameOf = (path: string): string =>
+  names[path] ?? path.replace(/_([a-z])/g, (_, letter: string) => letter.toUpperCase());
+
+/**
+ * Throws `ConfigError` that names every option out of bounds.
+ * @param source whose options they are, as the error says it
+ */
+export function checkInput(source: string, input: RunInput, metadata?: Record<string, string>): void {
+  const { action_budget, limits, system_prompt, ...same } = input;
+  // In a process of the caller's own a run may be endless, and have no system prompt at all.
+  const finite = (seconds: number) => (seconds === Number.POSITIVE_INFINITY ? 604_800 : seconds);
+  const body = {
+    ...same,
+    limits: { ...limits, soft_seconds: finite(limits.soft_seconds), hard_seconds: finite(limits.hard_seconds) },
+    ...(system_prompt && { system_prompt }),
+    ...(action_budget !== undefined && { budget: { actions: action_budget } }),
+    ...(metadata !== undefined && { metadata }),
+  };
+  const problems = (submitBody.safeParse(body).error?.issues ?? []).map(
+    ({ path, message }) => `${nameOf(path.join("."))}: ${message}`,
+  );
+  if (problems.length === 0 && limits.soft_seconds >= limits.hard_seconds && Number.isFinite(limits.soft_seconds))
+    problems.push("limits.softSeconds: must be less than limits.hardSeconds");
+  if (problems.length > 0) throw new ConfigError(source, problems);
+}
