@@ -90,10 +90,16 @@ describe("ReplyText", () => {
     add(0, "It");
     expect(text.take()).toBe("");
     add(2, " is 4");
-    expect(text.take()).toBe(" 4");
-    add(0, "No: 5");
     expect(text.take()).toBe("");
-    expect(text.end(1, "No: 5")).toEqual({ rest: "No: 5", again: true });
+    expect(text.end(1, "It is 4")).toEqual({ rest: " 4", again: false });
+    text.add({ iteration: 2, offset: 0, text: "Yes" });
+    expect(text.take()).toBe("Yes");
+    text.add({ iteration: 2, offset: 0, text: "No" });
+    expect(text.end(2, "No")).toEqual({ rest: "No", again: true });
+    // What was not printed yet is nobody's loss.
+    text.add({ iteration: 3, offset: 0, text: "Yes" });
+    text.add({ iteration: 3, offset: 0, text: "No" });
+    expect(text.take()).toBe("No");
   });
 });
 

@@ -167,7 +167,7 @@ describe("AgentHarness", () => {
     ["limits.softSeconds", "x", { limits: { softSeconds: 3, hardSeconds: 3 } }],
     ["limits.deadline", "x", { limits: { deadline: new Date(Number.NaN) } }],
     ["context", "x", { context: [] as never }],
-    ["metadata", "x", { metadata: { k: 1 as never } }],
+    ["metadata.my_key", "x", { metadata: { my_key: 1 as never } }],
   ])("refuses a run whose %s is out of bounds, and its log stays empty", async (name, query, options) => {
     const log = memoryLog();
     const run = new AgentHarness({ env: {} }).run(query, { ...options, log });

@@ -3,10 +3,13 @@ import { submitBody } from "@drover/protocol";
 import type { RunInput } from "../loop/events.ts";
 import { ConfigError } from "./agent.ts";
 
-/** Where they are not the contract's in camel case. */
-const names: Record<string, string> = { "budget.actions": "actionBudget" };
-const nameOf = (path: string): string =>
-  names[path] ?? path.replace(/_([a-z])/g, (_, letter: string) => letter.toUpperCase());
+/** An option as the library calls it; what stands below `context` and `metadata` are names of the caller's own. */
+function nameOf([first, ...more]: PropertyKey[]): string {
+  if (first === "budget") return "actionBudget";
+  const own = first === "context" || first === "metadata";
+  const camel = (part: PropertyKey) => String(part).replace(/_([a-z])/g, (_, letter: string) => letter.toUpperCase());
+  return [camel(first ?? "options"), ...more.map(own ? String : camel)].join(".");
+}
 
 /**
  * Throws `ConfigError` that names every option out of bounds.
@@ -24,7 +27,7 @@ export function checkInput(source: string, input: RunInput, metadata?: Record<st
     ...(metadata !== undefined && { metadata }),
   };
   const problems = (submitBody.safeParse(body).error?.issues ?? []).map(
-    ({ path, message }) => `${nameOf(path.join("."))}: ${message}`,
+    ({ path, message }) => `${nameOf(path)}: ${message}`,
   );
   if (problems.length === 0 && limits.soft_seconds >= limits.hard_seconds && Number.isFinite(limits.soft_seconds))
     problems.push("limits.softSeconds: must be less than limits.hardSeconds");
