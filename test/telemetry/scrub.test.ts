@@ -11,6 +11,7 @@ test.each([
   ["a longer one of Google's", `AIza${letters}`],
   ["GitHub's", `ghp_${letters.slice(0, 36)}`],
   ["a webhook's secret", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw=="],
+  ["a webhook's private key", "whsk_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw=="],
   ["one of ours", `drv_${letters.slice(0, 16)}`],
   ["a JWT", `eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.${letters}`],
 ])("%s", (_what, secret) => {

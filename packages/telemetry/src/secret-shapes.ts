@@ -30,7 +30,8 @@ export function secretShapes(need: "certain" | "doubtful"): SecretShapes {
     // OpenAI, Anthropic and their like. Without a digit it may be a word: `sk-fading-circle-animation`.
     isCertain ? "sk-(?=[A-Za-z_-]{0,60}[0-9])[A-Za-z0-9_-]{20,65536}" : "sk-[A-Za-z0-9_-]{16,65536}",
     "drv_[A-Za-z0-9_-]{16,65536}", // Drover
-    isCertain ? "whsec_[A-Za-z0-9+/]{16,65536}={0,2}" : "whsec_[A-Za-z0-9+/=]{16,65536}", // Standard Webhooks
+    // Standard Webhooks, shared and private.
+    isCertain ? "wh(?:sec|sk)_[A-Za-z0-9+/]{16,65536}={0,2}" : "wh(?:sec|sk)_[A-Za-z0-9+/=]{16,65536}",
     "npm_[A-Za-z0-9]{36}",
     "hf_[A-Za-z]{34}", // Hugging Face
     "SG\\.[A-Za-z0-9_-]{16,65536}\\.[A-Za-z0-9_-]{16,65536}", // SendGrid

@@ -117,6 +117,7 @@ describe("redacts what it knows by its shape", () => {
     ["Stripe", `sk_live_${"d4".repeat(12)}`, "[secret]"],
     ["Google", `AIza${"e5".repeat(17)}f ya29.${"g6".repeat(12)}`, "[secret] [secret]"],
     ["OpenAI and Anthropic", `sk-proj-${"h7".repeat(20)},sk-ant-api03-${"i8".repeat(20)}`, "[secret],[secret]"],
+    ["a webhook's private key", `whsk_${"k0".repeat(16)}=`, "[secret]"],
     ["Drover", `drv_${"j9".repeat(20)} whsec_${"k0".repeat(16)}==`, "[secret] [secret]"],
     ["JWT", `token=${jwt};`, "token=[secret];"],
     ["Bearer", `Authorization: Bearer abc123def456ghi7==`, "Authorization: Bearer [secret]"],
